@@ -1,0 +1,2 @@
+//! the wire format
+#![no_std]

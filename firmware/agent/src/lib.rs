@@ -1,0 +1,2 @@
+//! the libOS
+#![no_std]

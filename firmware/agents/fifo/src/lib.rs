@@ -1,0 +1,2 @@
+//! the FIFO agent
+#![no_std]

@@ -1,0 +1,2 @@
+//! pure decisions
+#![no_std]

@@ -1,0 +1,2 @@
+//! rings and slots over self-proving lines
+#![no_std]

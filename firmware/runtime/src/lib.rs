@@ -1,0 +1,2 @@
+//! the exokernel
+#![no_std]

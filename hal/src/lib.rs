@@ -1,0 +1,2 @@
+//! every register and every instruction that Rust cannot name
+#![no_std]

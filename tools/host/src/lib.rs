@@ -1,0 +1,1 @@
+//! the host side in user space

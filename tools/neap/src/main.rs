@@ -1,0 +1,2 @@
+//! the command for users
+fn main() {}

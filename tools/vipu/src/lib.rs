@@ -1,0 +1,1 @@
+//! the virtual IPU

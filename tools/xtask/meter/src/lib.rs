@@ -1,0 +1,1 @@
+//! a QEMU plugin that counts instructions

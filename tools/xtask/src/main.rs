@@ -1,0 +1,2 @@
+//! the command for developers
+fn main() {}
