@@ -1,0 +1,2 @@
+//! end-to-end tests on QEMU
+#![no_std]
