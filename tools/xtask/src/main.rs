@@ -1,2 +1,25 @@
-//! the command for developers
-fn main() {}
+//! `cargo xtask`: the command for developers.
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Neap's command for developers")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure one thing against its budget.
+    Bench {
+        #[command(subcommand)]
+        bench: xtask::bench::Bench,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Bench { bench } => xtask::bench::run(bench),
+    }
+}

@@ -1,0 +1,42 @@
+//! `cargo xtask bench`: what is measured, one module per measurement.
+//!
+//! 1. A measurement prints one table for people, or with `--json` one JSON object and nothing else, on stdout.
+//! 2. What its budget (`budget.toml`) does not allow is an error, so that the exit status is the verdict.
+
+use clap::Subcommand;
+
+pub mod boot;
+pub mod path;
+pub mod queue;
+pub mod size;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Bench {
+    /// Instructions from a message's whole line to the doorbell store, message kind by message kind.
+    Path(Output),
+    /// Instructions from reset to the first decision.
+    Boot(Output),
+    /// The message ring against its best peers.
+    Queue(Output),
+    /// Loaded size of the runtime with its agent.
+    Size(Output),
+}
+
+/// How a measurement prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct Output {
+    /// One JSON object on stdout instead of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs one measurement; fails where it can't be taken or is outside its budget.
+pub fn run(bench: Bench) -> anyhow::Result<()> {
+    match bench {
+        Bench::Path(output) => path::run(output.json),
+        Bench::Boot(output) => boot::run(output.json),
+        Bench::Queue(output) => queue::run(output.json),
+        Bench::Size(output) => size::run(output.json),
+    }
+}
