@@ -1,0 +1,246 @@
+//! Control lines: how host and IPU meet, part and meet again.
+//!
+//! Each side has one line in the window that only it writes; the other polls it, off the hot path. A line's tag moves
+//! with every change, as in a decision slot.
+
+use crate::line::{Payload, field};
+use crate::version::Version;
+
+/// What the host asks of the IPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum HostCommand {
+    /// Nothing yet.
+    None = 0,
+    /// Start (or start afresh) an agent for the session.
+    Attach = 1,
+    /// End the session's agent; the host goes away.
+    Detach = 2,
+}
+
+/// The host's control line.
+///
+/// | word | |
+/// | --- | --- |
+/// | 0 | command 8, peer 16, cpus 16 |
+/// | 1 | session 32 |
+/// | 2 | version 32 |
+/// | 3 | features 56 |
+/// | 4 | policy 32 |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostControl {
+    /// What is asked.
+    pub command: HostCommand,
+    /// The host's peer number in the enclave's domain: where doorbells go.
+    pub peer: u16,
+    /// Host CPUs in the enclave.
+    pub cpus: u16,
+    /// Number of this attachment: another number is another host, or the same one come back.
+    pub session: u32,
+    /// The host's ABI version.
+    pub version: Version,
+    /// Features that the host knows, from the hello page's.
+    pub features: u64,
+    /// The policy asked for, by [`policy_id`].
+    pub policy: u32,
+}
+
+/// A policy's number on the wire: the first four bytes of its name, little-endian.
+#[must_use]
+pub const fn policy_id(name: &str) -> u32 {
+    let bytes = name.as_bytes();
+    let mut id = 0;
+    let mut i = 0;
+    while i < bytes.len() && i < 4 {
+        id |= (bytes[i] as u32) << (8 * i);
+        i += 1;
+    }
+    id
+}
+
+impl HostControl {
+    /// The line's payload.
+    #[must_use]
+    pub const fn to_payload(&self) -> Payload {
+        [
+            self.command as u64 | (self.peer as u64) << 8 | (self.cpus as u64) << 24,
+            self.session as u64,
+            self.version.to_bits() as u64,
+            self.features & crate::line::PAYLOAD_MASK,
+            self.policy as u64,
+            0,
+            0,
+            0,
+        ]
+    }
+
+    /// From a line's payload; none for an unknown command.
+    #[must_use]
+    pub const fn from_payload(words: &Payload) -> Option<Self> {
+        let command = match field(words[0], 0, 8) {
+            0 => HostCommand::None,
+            1 => HostCommand::Attach,
+            2 => HostCommand::Detach,
+            _ => return None,
+        };
+        Some(Self {
+            command,
+            peer: field(words[0], 8, 16) as u16,
+            cpus: field(words[0], 24, 16) as u16,
+            session: words[1] as u32,
+            version: Version::from_bits(words[2] as u32),
+            features: words[3] & crate::line::PAYLOAD_MASK,
+            policy: words[4] as u32,
+        })
+    }
+}
+
+/// Where an agent stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum AgentState {
+    /// No host has attached.
+    Waiting = 0,
+    /// The agent runs.
+    Running = 1,
+    /// The agent was asked to stop, and has.
+    Stopped = 2,
+    /// The agent ended by a fault; its epitaph says why.
+    Dead = 3,
+    /// The host's ABI version is too far from ours.
+    RefusedVersion = 4,
+    /// The host asked for no CPU, or for more than there are slots.
+    RefusedCpus = 5,
+    /// The host asked for a policy that this image does not have.
+    RefusedPolicy = 6,
+    /// The host's command is not one that this version knows.
+    RefusedCommand = 7,
+}
+
+impl AgentState {
+    /// Every state, in the order of its number.
+    pub const ALL: [Self; 8] = [
+        Self::Waiting,
+        Self::Running,
+        Self::Stopped,
+        Self::Dead,
+        Self::RefusedVersion,
+        Self::RefusedCpus,
+        Self::RefusedPolicy,
+        Self::RefusedCommand,
+    ];
+}
+
+/// The IPU's control line: the session's state and what the agent counts. Written when the agent falls idle and when
+/// its state changes, not on the hot path.
+///
+/// | word | |
+/// | --- | --- |
+/// | 0 | state 8, core 8, asleep 1 |
+/// | 1 | session 32 |
+/// | 2 | version 32 |
+/// | 3 | credits 32 |
+/// | 4 | resyncs 32 |
+/// | 5 | decisions 56 |
+/// | 6 | unknown 32 |
+/// | 7 | doorbells 56 |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgentControl {
+    /// Where the agent stands.
+    pub state: AgentState,
+    /// The IPU core that the agent owns.
+    pub core: u8,
+    /// The agent sleeps: ring to wake it.
+    pub asleep: bool,
+    /// The session that this answers.
+    pub session: u32,
+    /// The version negotiated; the IPU's own where it refused.
+    pub version: Version,
+    /// Messages consumed in all, modulo 2^32.
+    pub credits: u32,
+    /// How often the agent has asked for a resync; the host answers each increase with one.
+    pub resyncs: u32,
+    /// Txns published.
+    pub decisions: u64,
+    /// Messages of unknown kind.
+    pub unknown: u32,
+    /// Doorbells rung.
+    pub doorbells: u64,
+}
+
+impl AgentControl {
+    /// The line's payload.
+    #[must_use]
+    pub const fn to_payload(&self) -> Payload {
+        [
+            self.state as u64 | (self.core as u64) << 8 | (self.asleep as u64) << 16,
+            self.session as u64,
+            self.version.to_bits() as u64,
+            self.credits as u64,
+            self.resyncs as u64,
+            self.decisions & crate::line::PAYLOAD_MASK,
+            self.unknown as u64,
+            self.doorbells & crate::line::PAYLOAD_MASK,
+        ]
+    }
+
+    /// From a line's payload; none for an unknown state.
+    #[must_use]
+    pub fn from_payload(words: &Payload) -> Option<Self> {
+        Some(Self {
+            state: *AgentState::ALL.get(field(words[0], 0, 8) as usize)?,
+            core: field(words[0], 8, 8) as u8,
+            asleep: field(words[0], 16, 1) == 1,
+            session: words[1] as u32,
+            version: Version::from_bits(words[2] as u32),
+            credits: words[3] as u32,
+            resyncs: words[4] as u32,
+            decisions: words[5] & crate::line::PAYLOAD_MASK,
+            unknown: words[6] as u32,
+            doorbells: words[7] & crate::line::PAYLOAD_MASK,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::VERSION;
+
+    #[test]
+    fn host_line_round_trips() {
+        for command in [HostCommand::None, HostCommand::Attach, HostCommand::Detach] {
+            let line = HostControl {
+                command,
+                peer: 65_535,
+                cpus: 256,
+                session: u32::MAX,
+                version: VERSION,
+                features: 5,
+                policy: policy_id("fifo"),
+            };
+            assert_eq!(HostControl::from_payload(&line.to_payload()), Some(line));
+        }
+        assert_eq!(HostControl::from_payload(&[9, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn agent_line_round_trips() {
+        for state in AgentState::ALL {
+            let line = AgentControl {
+                state,
+                core: 15,
+                asleep: true,
+                session: 7,
+                version: VERSION,
+                credits: u32::MAX,
+                resyncs: 3,
+                decisions: 1 << 40,
+                unknown: 2,
+                doorbells: 1 << 41,
+            };
+            assert_eq!(AgentControl::from_payload(&line.to_payload()), Some(line));
+        }
+        assert_eq!(AgentControl::from_payload(&[99, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! Epitaphs: what a core that ended leaves for the host to read.
+//!
+//! | offset | bytes | |
+//! | --- | --- | --- |
+//! | 0 | 4 | magic |
+//! | 4 | 4 | CRC-32C of all after |
+//! | 8 | 1 | cause |
+//! | 9 | 1 | core |
+//! | 10 | 2 | zero |
+//! | 12 | 4 | session |
+//! | 16 | 8 | messages consumed |
+//! | 24 | 8 | time_ns since boot |
+//! | 32 | 8 × 4 | ESR, ELR, FAR, SPSR |
+//! | 64 | 8 × 32 | x0–x30, sp |
+//! | 320 | 4 | source line |
+//! | 324 | 60 | source file's last bytes, zero-filled |
+//! | 384 | 128 | message, UTF-8, zero-filled |
+
+use crate::crc::crc32c;
+
+/// Bytes in an epitaph.
+pub const EPITAPH_BYTES: usize = 512;
+/// "RIP." little-endian.
+pub const MAGIC: u32 = u32::from_le_bytes(*b"RIP.");
+
+/// Why a core ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Cause {
+    /// A Rust panic.
+    Panic = 1,
+    /// A synchronous exception: ESR says which.
+    Synchronous = 2,
+    /// An SError.
+    SystemError = 3,
+    /// An interrupt where none may come.
+    Interrupt = 4,
+    /// An allocation on a core that may not allocate, or out of the supervisor's heap.
+    Allocation = 5,
+}
+
+impl Cause {
+    /// The cause's name on every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Synchronous => "synchronous_exception",
+            Self::SystemError => "system_error",
+            Self::Interrupt => "interrupt",
+            Self::Allocation => "allocation",
+        }
+    }
+}
+
+/// Who ended, why, and with what in its registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Epitaph {
+    /// Why.
+    pub cause: Cause,
+    /// Which core.
+    pub core: u8,
+    /// In which session.
+    pub session: u32,
+    /// How many messages its agent had consumed.
+    pub messages: u64,
+    /// When, in ns since boot.
+    pub time_ns: u64,
+    /// Exception syndrome (ESR_EL1), 0 for a panic.
+    pub esr: u64,
+    /// Where (ELR_EL1), 0 for a panic.
+    pub elr: u64,
+    /// The address at fault (FAR_EL1), 0 for a panic.
+    pub far: u64,
+    /// Saved state (SPSR_EL1), 0 for a panic.
+    pub spsr: u64,
+    /// x0 to x30 and the stack pointer, 0 for a panic.
+    pub registers: [u64; 32],
+    /// Source line of a panic.
+    pub line: u32,
+    /// Last bytes of the source file's name.
+    pub file: [u8; 60],
+    /// First bytes of the message.
+    pub text: [u8; 128],
+}
+
+impl Epitaph {
+    /// An epitaph that says only who and why.
+    #[must_use]
+    pub const fn new(cause: Cause, core: u8) -> Self {
+        Self {
+            cause,
+            core,
+            session: 0,
+            messages: 0,
+            time_ns: 0,
+            esr: 0,
+            elr: 0,
+            far: 0,
+            spsr: 0,
+            registers: [0; 32],
+            line: 0,
+            file: [0; 60],
+            text: [0; 128],
+        }
+    }
+
+    /// The record as it lies in the window.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; EPITAPH_BYTES] {
+        let mut out = [0; EPITAPH_BYTES];
+        out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        out[8] = self.cause as u8;
+        out[9] = self.core;
+        out[12..16].copy_from_slice(&self.session.to_le_bytes());
+        let words = [self.messages, self.time_ns, self.esr, self.elr, self.far, self.spsr];
+        for (word, bytes) in words.iter().chain(&self.registers).zip(out[16..320].chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        out[320..324].copy_from_slice(&self.line.to_le_bytes());
+        out[324..384].copy_from_slice(&self.file);
+        out[384..].copy_from_slice(&self.text);
+        let crc = crc32c(&out[8..]);
+        out[4..8].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads a record; none where no whole one lies.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; EPITAPH_BYTES] = bytes.get(..EPITAPH_BYTES)?.try_into().ok()?;
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        if u32_at(0) != MAGIC || u32_at(4) != crc32c(&bytes[8..]) {
+            return None;
+        }
+        let cause = match bytes[8] {
+            1 => Cause::Panic,
+            2 => Cause::Synchronous,
+            3 => Cause::SystemError,
+            4 => Cause::Interrupt,
+            5 => Cause::Allocation,
+            _ => return None,
+        };
+        let mut epitaph = Self::new(cause, bytes[9]);
+        epitaph.session = u32_at(12);
+        [epitaph.messages, epitaph.time_ns] = [u64_at(16), u64_at(24)];
+        [epitaph.esr, epitaph.elr, epitaph.far, epitaph.spsr] =
+            [u64_at(32), u64_at(40), u64_at(48), u64_at(56)];
+        for (i, register) in epitaph.registers.iter_mut().enumerate() {
+            *register = u64_at(64 + 8 * i);
+        }
+        epitaph.line = u32_at(320);
+        epitaph.file.copy_from_slice(&bytes[324..384]);
+        epitaph.text.copy_from_slice(&bytes[384..]);
+        Some(epitaph)
+    }
+
+    /// Puts the end of `file` and the start of `text` in, as much as fits.
+    pub fn set_source(&mut self, file: &str, line: u32, text: &str) {
+        let (file, text) = (file.as_bytes(), text.as_bytes());
+        let tail = &file[file.len().saturating_sub(self.file.len())..];
+        self.file = [0; 60];
+        self.file[..tail.len()].copy_from_slice(tail);
+        let head = &text[..text.len().min(self.text.len())];
+        self.text = [0; 128];
+        self.text[..head.len()].copy_from_slice(head);
+        self.line = line;
+    }
+
+    /// The source file's name, as far as it is text.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        printable(&self.file)
+    }
+
+    /// The message, as far as it is text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        printable(&self.text)
+    }
+}
+
+fn printable(bytes: &[u8]) -> &str {
+    let bytes = bytes.split(|&b| b == 0).next().unwrap_or(bytes);
+    match core::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Epitaph {
+        let mut epitaph = Epitaph::new(Cause::Synchronous, 3);
+        epitaph.session = 9;
+        epitaph.messages = 1 << 40;
+        epitaph.time_ns = 77;
+        [epitaph.esr, epitaph.elr, epitaph.far, epitaph.spsr] =
+            [0x9600_0045, 0x4020_1234, 0xdead_beef, 0x3c5];
+        epitaph.registers = core::array::from_fn(|i| i as u64);
+        epitaph.set_source("firmware/runtime/src/main.rs", 42, "index out of bounds");
+        epitaph
+    }
+
+    #[test]
+    fn round_trip() {
+        let epitaph = example();
+        assert_eq!(Epitaph::from_bytes(&epitaph.to_bytes()), Some(epitaph));
+        assert_eq!((epitaph.file(), epitaph.text()), ("firmware/runtime/src/main.rs", "index out of bounds"));
+    }
+
+    #[test]
+    fn any_byte_wrong_is_no_epitaph() {
+        let bytes = example().to_bytes();
+        for i in 0..bytes.len() {
+            let mut bad = bytes;
+            bad[i] ^= 0x10;
+            assert_eq!(Epitaph::from_bytes(&bad), None, "byte {i}");
+        }
+        assert_eq!(Epitaph::from_bytes(&bytes[1..]), None);
+    }
+
+    #[test]
+    fn long_texts_keep_the_part_that_tells() {
+        let mut epitaph = Epitaph::new(Cause::Panic, 0);
+        let long = "é".repeat(200);
+        epitaph.set_source(&long, 1, &long);
+        assert!(epitaph.text().chars().all(|c| c == 'é'));
+        epitaph.file[0] = 0xff;
+        assert_eq!(epitaph.file(), "");
+    }
+}
