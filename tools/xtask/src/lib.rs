@@ -1,3 +1,13 @@
 //! The command for developers, and what it shares with `neap`: set-up, the firmware's build, the budgets.
+//!
+//! 1. Results go to stdout, remarks and progress to stderr.
+//! 2. Every wait has a bound, and every error names its culprit and a remedy.
+//! 3. What is missing is installed or named; nothing is skipped in silence.
 
 pub mod bench;
+pub mod budget;
+pub mod firmware;
+pub mod paths;
+pub mod process;
+pub mod progress;
+pub mod setup;

@@ -11,6 +11,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check what building and running need, and install what is missing.
+    Setup,
     /// Measure one thing against its budget.
     Bench {
         #[command(subcommand)]
@@ -20,6 +22,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Setup => xtask::setup::all(),
         Command::Bench { bench } => xtask::bench::run(bench),
     }
 }

@@ -1,0 +1,214 @@
+//! Building the firmware, and what its ELF loads.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use object::elf::PT_LOAD;
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Endianness, Object};
+use serde::Deserialize;
+
+use crate::process::{self, Limits, Stream, Watch};
+use crate::progress::Step;
+use crate::{paths, setup};
+
+/// The firmware's target, as rustc names it.
+pub const TARGET: &str = "aarch64-unknown-none";
+
+/// The firmware's profile, in the workspace's `Cargo.toml`.
+pub const PROFILE: &str = "firmware";
+
+/// Which image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The runtime with the FIFO agent: what `neap run` boots.
+    Runtime,
+    /// One program of `qemu-tests`, by its name (`s00_boot`).
+    Test(String),
+}
+
+impl Kind {
+    fn package(&self) -> &str {
+        match self {
+            Self::Runtime => "neap-runtime",
+            Self::Test(_) => "neap-qemu-tests",
+        }
+    }
+
+    fn bin(&self) -> &str {
+        match self {
+            Self::Runtime => "neap-runtime",
+            Self::Test(name) => name,
+        }
+    }
+}
+
+/// A built image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirmwareImage {
+    /// The ELF, with its line tables and defmt's strings.
+    pub elf: PathBuf,
+    /// Bytes that its `PT_LOAD` segments hold in the file: what a loader copies. The budget's figure.
+    pub loaded_bytes: u64,
+    /// Bytes that the same segments take in memory: stacks and zeroed data too.
+    pub memory_bytes: u64,
+}
+
+impl FirmwareImage {
+    /// Reads the sizes of an ELF that stands already.
+    pub fn open(elf: &Path) -> Result<Self> {
+        let bytes = fs::read(elf).with_context(|| format!("{} can't be read", elf.display()))?;
+        let (loaded_bytes, memory_bytes) =
+            sizes(&bytes).with_context(|| format!("{} is no firmware", elf.display()))?;
+        Ok(Self { elf: elf.to_path_buf(), loaded_bytes, memory_bytes })
+    }
+}
+
+/// Builds an image, after making sure that the target is there. Shows what it does on stderr.
+pub fn build(kind: &Kind) -> Result<FirmwareImage> {
+    build_with(kind, &[])
+}
+
+/// As [`build`], with cargo features of the image's package.
+pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
+    setup::target()?;
+    let mut command = Command::new(cargo());
+    command
+        .current_dir(paths::root())
+        .args(["build", "--message-format=json-render-diagnostics", "--target", TARGET, "--profile", PROFILE])
+        .args(["--package", kind.package(), "--bin", kind.bin()]);
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
+    let mut build = Build { step: None, kind, elf: None };
+    let finished = process::run(&mut command, Limits::total(1200), &mut build)?;
+    if !finished.ok() {
+        let remarks: Vec<&str> = finished.all.lines().filter(|line| !line.starts_with('{')).collect();
+        bail!("the firmware ({}) does not build: {}\n{}", kind.bin(), finished.verdict(), remarks.join("\n"));
+    }
+    if let Some(step) = build.step {
+        step.done();
+    }
+    let elf =
+        build.elf.with_context(|| format!("cargo built no program {} in {}", kind.bin(), kind.package()))?;
+    FirmwareImage::open(&elf)
+}
+
+/// The cargo that runs us, else the one in `$PATH`.
+pub fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+}
+
+/// What cargo tells while it builds.
+struct Build<'a> {
+    /// From the first crate that is really compiled: a build with nothing to do says nothing.
+    step: Option<Step>,
+    kind: &'a Kind,
+    elf: Option<PathBuf>,
+}
+
+/// One line of `--message-format=json`, as far as it matters here.
+#[derive(Deserialize)]
+struct Message {
+    #[serde(default)]
+    executable: Option<PathBuf>,
+    #[serde(default)]
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+impl Watch for Build<'_> {
+    fn line(&mut self, stream: Stream, line: &str) {
+        match stream {
+            Stream::Err if line.trim_start().starts_with("Compiling") => {
+                let kind = self.kind;
+                let step = self.step.get_or_insert_with(|| Step::start(format!("building {}", kind.bin())));
+                step.note(line);
+            }
+            Stream::Err => {}
+            Stream::Out => {
+                if let Ok(Message { executable: Some(elf), target: Some(target) }) =
+                    serde_json::from_str(line)
+                    && target.name == self.kind.bin()
+                {
+                    self.elf = Some(elf);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        if let Some(step) = &mut self.step {
+            step.tick();
+        }
+    }
+}
+
+/// Loaded and memory bytes of an ELF's `PT_LOAD` segments.
+fn sizes(bytes: &[u8]) -> Result<(u64, u64)> {
+    let elf = ElfFile64::<Endianness>::parse(bytes).context("not a 64-bit ELF")?;
+    let endian = elf.endian();
+    if elf.architecture() != object::Architecture::Aarch64 {
+        bail!("built for {:?}, not for the card's Aarch64", elf.architecture());
+    }
+    let mut sizes = (0u64, 0u64);
+    for header in elf.elf_program_headers() {
+        if header.p_type(endian) == PT_LOAD {
+            sizes.0 = sizes.0.saturating_add(header.p_filesz(endian));
+            sizes.1 = sizes.1.saturating_add(header.p_memsz(endian));
+        }
+    }
+    Ok(sizes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A 64-bit ELF header, and two `PT_LOAD` headers of (file, memory) bytes each.
+    fn elf(machine: u16, segments: &[(u32, u64, u64)]) -> Vec<u8> {
+        let mut bytes = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        bytes.extend(2u16.to_le_bytes());
+        bytes.extend(machine.to_le_bytes());
+        bytes.extend(1u32.to_le_bytes());
+        for field in [0u64, 64, 0] {
+            bytes.extend(field.to_le_bytes());
+        }
+        bytes.extend(0u32.to_le_bytes());
+        for field in [64u16, 56, segments.len() as u16, 64, 0, 0] {
+            bytes.extend(field.to_le_bytes());
+        }
+        for &(kind, file, memory) in segments {
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(5u32.to_le_bytes());
+            for field in [0u64, 0x4020_0000, 0x4020_0000, file, memory, 4096] {
+                bytes.extend(field.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn loaded_and_memory_sizes_are_told_apart() {
+        let bytes = elf(183, &[(1, 100, 100), (1, 20, 4000), (6, 999, 999)]);
+        assert_eq!(sizes(&bytes).unwrap(), (120, 4100));
+    }
+
+    #[test]
+    fn what_is_no_firmware_is_refused_by_name() {
+        let error = sizes(&elf(62, &[])).unwrap_err();
+        assert!(error.to_string().contains("X86_64"), "{error}");
+        assert!(sizes(b"#!/bin/sh").is_err());
+        assert!(sizes(&[]).is_err());
+        let whole = elf(183, &[(1, 100, 100)]);
+        for length in 0..whole.len() {
+            assert!(sizes(&whole[..length]).is_err(), "cut at {length}");
+        }
+    }
+}
