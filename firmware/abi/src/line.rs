@@ -42,12 +42,14 @@ impl Tag {
         (self.0 >> PAYLOAD_BITS) as u8
     }
 
-    /// The tag of the next lap: 255 is followed by 1.
+    /// The tag of lap number `lap` of a ring: 1 to 254, over and over.
+    ///
+    /// 254 is even, so that where line numbers come round at 2^32 (and the number of laps, a power of two, is
+    /// followed by lap 0) two neighbouring laps still differ.
     #[must_use]
     #[inline(always)]
-    pub const fn next(self) -> Self {
-        let next = self.0.wrapping_add(Self::FIRST.0);
-        if next == 0 { Self::FIRST } else { Self(next) }
+    pub const fn of_lap(lap: u32) -> Self {
+        Self(((lap % 254 + 1) as u64) << PAYLOAD_BITS)
     }
 
     /// The tag in its place in a word.
@@ -106,11 +108,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_never_zero_and_comes_round() {
-        let mut tag = Tag::FIRST;
-        for lap in 0..1000u32 {
-            assert_eq!(u32::from(tag.byte()), lap % 255 + 1);
-            tag = tag.next();
+    fn a_tag_is_never_zero_and_differs_from_its_neighbours() {
+        assert_eq!(Tag::of_lap(0), Tag::FIRST);
+        for lap in 0..1000 {
+            assert_ne!(Tag::of_lap(lap).byte(), 0);
+            assert_ne!(Tag::of_lap(lap), Tag::of_lap(lap + 1));
         }
         assert_eq!(Tag::from_byte(0), None);
     }

@@ -1,0 +1,165 @@
+//! A line in shared memory.
+
+use neap_abi::line::{Tag, WORDS, open};
+
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// Eight 64-bit words on a 64-byte boundary. (Loom explores lines of fewer.)
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Line<const W: usize = WORDS>([AtomicU64; W]);
+
+#[cfg(not(loom))]
+const _: () =
+    assert!(size_of::<Line>() == neap_abi::LINE_BYTES && align_of::<Line>() == neap_abi::LINE_BYTES);
+
+impl<const W: usize> Default for Line<W> {
+    fn default() -> Self {
+        Self(core::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl<const W: usize> Line<W> {
+    /// Writes `payload` under `tag`. Word by word, in no order that a reader may rely on.
+    #[inline(always)]
+    pub fn publish(&self, payload: &[u64; W], tag: Tag) {
+        for (word, payload) in self.0.iter().zip(payload) {
+            word.store(tag.seal(*payload), Ordering::Relaxed);
+        }
+    }
+
+    /// As [`Line::publish`], and whoever reads word `last` with acquire sees all that came before this call.
+    #[inline(always)]
+    pub fn publish_release(&self, payload: &[u64; W], tag: Tag, last: usize) {
+        for (i, (word, payload)) in self.0.iter().zip(payload).enumerate() {
+            if i != last {
+                word.store(tag.seal(*payload), Ordering::Relaxed);
+            }
+        }
+        if let (Some(word), Some(payload)) = (self.0.get(last), payload.get(last)) {
+            word.store(tag.seal(*payload), Ordering::Release);
+        }
+    }
+
+    /// The payload, if the whole line is there under `tag`.
+    #[inline(always)]
+    pub fn read(&self, tag: Tag) -> Option<[u64; W]> {
+        let words = self.words();
+        if tag.proves(&words) { Some(open(words)) } else { None }
+    }
+
+    /// The payload and its tag, if the line is whole under any; what its writer did before is then visible.
+    #[inline(always)]
+    pub fn read_any(&self) -> Option<([u64; W], Tag)> {
+        let words = self.words();
+        let tag = Tag::of(&words)?;
+        fence(Ordering::Acquire);
+        Some((open(words), tag))
+    }
+
+    /// Makes the line fresh again: it proves nothing.
+    pub fn clear(&self) {
+        for word in &self.0 {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    fn words(&self) -> [u64; W] {
+        core::array::from_fn(|i| self.0[i].load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::Ordering::Relaxed;
+    use neap_abi::line::Payload;
+
+    fn permutations(order: &mut [usize; WORDS], from: usize, visit: &mut impl FnMut(&[usize; WORDS])) {
+        if from == WORDS {
+            return visit(order);
+        }
+        for i in from..WORDS {
+            order.swap(from, i);
+            permutations(order, from + 1, visit);
+            order.swap(from, i);
+        }
+    }
+
+    fn payload(of: u64) -> Payload {
+        core::array::from_fn(|i| of << 8 | i as u64)
+    }
+
+    /// Every order in which eight 8-byte writes can land, every point between them at which a reader may look, every
+    /// lap boundary: the line is seen whole when the last word has landed, and at no time before.
+    #[test]
+    fn a_torn_line_never_passes() {
+        let mut orders = Vec::new();
+        permutations(&mut core::array::from_fn(|i| i), 0, &mut |order| orders.push(*order));
+        assert_eq!(orders.len(), 40_320);
+        let line: Line = Line::default();
+        let mut old = [0; WORDS];
+        // Every pair of neighbouring tags; the first lap lies over fresh memory.
+        for lap in 0..=255 {
+            let (tag, new) = (Tag::of_lap(lap), payload(u64::from(lap)));
+            for order in &orders {
+                for (word, old) in line.0.iter().zip(old) {
+                    word.store(old, Relaxed);
+                }
+                for (landed, &word) in order.iter().enumerate() {
+                    assert_eq!(line.read(tag), None, "lap {lap} passed with {landed} words, order {order:?}");
+                    line.0[word].store(tag.seal(new[word]), Relaxed);
+                }
+                assert_eq!(line.read(tag), Some(new));
+            }
+            old = core::array::from_fn(|i| tag.seal(new[i]));
+        }
+    }
+
+    /// A reader is not atomic either: it may load each word at another point. What it can come to see is any mix of
+    /// old and new words, and only the mix without an old one passes.
+    #[test]
+    fn any_mix_of_two_laps_fails() {
+        let mut old = [0; WORDS];
+        for lap in 0..=255 {
+            let tag = Tag::of_lap(lap);
+            let new: [u64; WORDS] = payload(u64::from(lap)).map(|word| tag.seal(word));
+            for mix in 0..=255u32 {
+                let words: [u64; WORDS] =
+                    core::array::from_fn(|i| if mix >> i & 1 == 1 { new[i] } else { old[i] });
+                assert_eq!(tag.proves(&words), mix == 255, "lap {lap}, mix {mix:#010b}");
+                let whole = mix == 255 || (mix == 0 && lap > 0);
+                assert_eq!(Tag::of(&words).is_some(), whole, "lap {lap}, mix {mix:#010b}");
+            }
+            old = new;
+        }
+    }
+
+    /// The proof stands on every word: a reader that leaves any one out would let a torn line pass. If this fails, the
+    /// two tests above could not.
+    #[test]
+    fn leaving_out_one_word_would_let_a_torn_line_pass() {
+        for left_out in 0..WORDS {
+            let tag = Tag::FIRST;
+            let torn: [u64; WORDS] = core::array::from_fn(|i| if i == left_out { 0 } else { tag.seal(7) });
+            let careless = torn.iter().enumerate().all(|(i, word)| i == left_out || tag.proves(&[*word]));
+            assert!(careless && !tag.proves(&torn));
+        }
+    }
+
+    #[test]
+    fn random_bytes_prove_themselves_by_chance_only() {
+        let line: Line = Line::default();
+        let mut state = 0x2545_f491_4f6c_dd1du64;
+        for _ in 0..100_000 {
+            for word in &line.0 {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                word.store(state, Relaxed);
+            }
+            assert_eq!(line.read_any(), None);
+        }
+    }
+}
