@@ -11,7 +11,9 @@
 //! | 34 | 2 | cores of the IPU, the supervisor's included |
 //! | 36 | 2 | number of regions |
 //! | 38 | 1 | link type |
-//! | 39 | 25 | zero |
+//! | 39 | 1 | zero |
+//! | 40 | 4 | tasks: task numbers are below this |
+//! | 44 | 20 | zero |
 //! | 64 | 24 each | regions: kind 2, index 2, zero 4, offset 8, bytes 8 |
 //! | 4092 | 4 | CRC-32C of all before |
 
@@ -126,6 +128,8 @@ pub struct Hello {
     pub cpus: u16,
     /// Cores of the IPU.
     pub cores: u16,
+    /// Task numbers are below this.
+    pub tasks: u32,
     /// The link.
     pub link: Link,
     regions: [Option<Region>; REGIONS_MAX],
@@ -250,7 +254,15 @@ fn u64_at(page: &[u8], at: usize) -> u64 {
 impl Hello {
     /// A page with no region yet.
     #[must_use]
-    pub const fn new(boot: u32, features: u64, window_bytes: u64, cpus: u16, cores: u16, link: Link) -> Self {
+    pub const fn new(
+        boot: u32,
+        features: u64,
+        window_bytes: u64,
+        cpus: u16,
+        cores: u16,
+        tasks: u32,
+        link: Link,
+    ) -> Self {
         Self {
             version: VERSION,
             boot,
@@ -258,6 +270,7 @@ impl Hello {
             window_bytes,
             cpus,
             cores,
+            tasks,
             link,
             regions: [None; REGIONS_MAX],
             count: 0,
@@ -296,6 +309,7 @@ impl Hello {
         page[34..36].copy_from_slice(&self.cores.to_le_bytes());
         page[36..38].copy_from_slice(&(self.count as u16).to_le_bytes());
         page[38] = self.link as u8;
+        page[40..44].copy_from_slice(&self.tasks.to_le_bytes());
         for (region, bytes) in self.regions().zip(page[REGIONS_AT..].chunks_exact_mut(REGION_BYTES)) {
             bytes[0..2].copy_from_slice(&(region.kind as u16).to_le_bytes());
             bytes[2..4].copy_from_slice(&region.index.to_le_bytes());
@@ -336,6 +350,7 @@ impl Hello {
             u64_at(page, 24),
             u16_at(page, 32),
             u16_at(page, 34),
+            u32_at(page, 40),
             link,
         );
         hello.version = version;

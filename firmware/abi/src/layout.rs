@@ -8,6 +8,9 @@ use crate::hello::{HELLO_BYTES, Hello, HelloError, Link, REGION_ALIGN, Region, R
 use crate::line::LINE_BYTES;
 use crate::logring::HEADER_BYTES;
 
+/// Tasks that an agent holds in the usual layout.
+pub const TASKS_USUAL: u32 = 1 << 15;
+
 /// What a window is laid out for. All is the firmware's choice: the host reads the hello page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -17,6 +20,8 @@ pub struct Layout {
     pub cpus: u16,
     /// Cores of the IPU: a log ring and an epitaph each.
     pub cores: u16,
+    /// Tasks that an agent can hold.
+    pub tasks: u32,
     /// Lines in the message ring, a power of two.
     pub message_lines: u32,
     /// Bytes in each core's log region, header included.
@@ -65,7 +70,8 @@ impl Layout {
     /// # Errors
     /// What does not fit.
     pub fn hello(&self, boot: u32, features: u64, link: Link) -> Result<Hello, LayoutError> {
-        let mut hello = Hello::new(boot, features, self.window_bytes, self.cpus, self.cores, link);
+        let mut hello =
+            Hello::new(boot, features, self.window_bytes, self.cpus, self.cores, self.tasks, link);
         let mut next = HELLO_BYTES as u64;
         let mut push = |kind, index, bytes: u64| {
             let region = Region { kind, index, offset: next, bytes };

@@ -25,6 +25,12 @@ pub struct SlotWriter {
 }
 
 impl SlotWriter {
+    /// A writer that goes on after whatever line stands there, for one who takes over from another.
+    #[must_use]
+    pub fn after(line: &Line) -> Self {
+        Self { number: line.read_any().map_or(0, |(_, tag)| u32::from(tag.byte())) }
+    }
+
     /// Lines that may be written before the reader is heard of.
     pub const OUTSTANDING_MAX: u32 = 254;
 

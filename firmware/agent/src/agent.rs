@@ -1,0 +1,291 @@
+//! An agent's end of the wire.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use heapless::Vec;
+use neap_abi::message::UnknownMessage;
+use neap_abi::txn::CREDIT_WORD;
+use neap_abi::{AgentControl, AgentState, CPUS_MAX, Message, Outcome, Txn, TxnFlags, Version};
+use neap_queue::{Consumer, Line, RingError, SlotWriter};
+
+use crate::{Decide, Doorbell};
+
+/// What an agent is given before it starts: lines of its window, its doorbells, and nothing else.
+#[derive(Debug)]
+pub struct Bindings<'w, D> {
+    /// The decision slots, one a host CPU; as many as the enclave has CPUs.
+    pub slots: &'w [Line],
+    /// The agent's own control line.
+    pub control: &'w Line,
+    /// Not zero when the supervisor wants the core back (visible revocation).
+    pub revoke: &'w AtomicU32,
+    /// Rings this enclave's CPUs.
+    pub doorbell: D,
+    /// The IPU core that the agent owns.
+    pub core: u8,
+    /// The host's session.
+    pub session: u32,
+    /// The version that host and IPU speak.
+    pub version: Version,
+}
+
+/// Why the libOS did not do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentError {
+    /// The enclave has no such CPU.
+    NoCpu {
+        /// The CPU asked for.
+        cpu: u16,
+    },
+    /// More lines lie in this CPU's slot, untaken, than a slot can tell apart.
+    SlotBusy {
+        /// The CPU.
+        cpu: u16,
+    },
+    /// A group of no or too many members.
+    GroupSize {
+        /// How many.
+        members: usize,
+    },
+    /// The agent has its queue: credits name no ring, so there is one.
+    QueueExists,
+    /// No queue was created.
+    NoQueue,
+    /// The lines make no ring.
+    Ring(RingError),
+    /// More CPUs than slots can be kept track of.
+    TooManyCpus {
+        /// How many.
+        cpus: usize,
+    },
+    /// A message of a kind or with an outcome that this version does not know, or from a CPU outside the enclave.
+    Unknown(UnknownMessage),
+}
+
+impl fmt::Display for AgentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCpu { cpu } => write!(f, "the enclave has no CPU {cpu}"),
+            Self::SlotBusy { cpu } => {
+                write!(f, "CPU {cpu} takes no decisions: its slot is full of untaken lines")
+            }
+            Self::GroupSize { members } => write!(f, "a group of {members} txns: it takes 1 to 255"),
+            Self::QueueExists => f.write_str("the agent has a message queue already"),
+            Self::NoQueue => f.write_str("the agent has no message queue: create_queue comes first"),
+            Self::Ring(error) => error.fmt(f),
+            Self::TooManyCpus { cpus } => write!(f, "{cpus} CPUs: an enclave has at most {CPUS_MAX}"),
+            Self::Unknown(UnknownMessage { kind, outcome }) => {
+                write!(f, "message of kind {kind} with outcome {outcome} is not known here")
+            }
+        }
+    }
+}
+
+impl core::error::Error for AgentError {}
+
+/// What the libOS knows of one decision slot.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    writer: SlotWriter,
+    /// The last txn that the host is known to have taken.
+    taken: u32,
+}
+
+/// An agent's end of the wire, with a subsystem's private extension `X` (paper section 3.2).
+#[derive(Debug)]
+pub struct Agent<'w, D, X = ()> {
+    /// The subsystem's own part of the API.
+    pub extension: X,
+    bindings: Bindings<'w, D>,
+    queue: Option<Consumer<'w>>,
+    slots: Vec<Slot, { CPUS_MAX as usize }>,
+    control: SlotWriter,
+    order: u32,
+    group: u32,
+    doorbells: u32,
+    unknown: u32,
+    resyncs: u32,
+}
+
+impl<'w, D: Doorbell, X> Agent<'w, D, X> {
+    /// An agent over its bindings.
+    ///
+    /// # Errors
+    /// More slots than an enclave can have.
+    pub fn new(bindings: Bindings<'w, D>, extension: X) -> Result<Self, AgentError> {
+        let cpus = bindings.slots.len();
+        let mut slots = Vec::new();
+        slots.resize_default(cpus).map_err(|_| AgentError::TooManyCpus { cpus })?;
+        let control = SlotWriter::after(bindings.control);
+        Ok(Self {
+            extension,
+            bindings,
+            queue: None,
+            slots,
+            control,
+            order: 0,
+            group: 0,
+            doorbells: 0,
+            unknown: 0,
+            resyncs: 0,
+        })
+    }
+
+    /// Makes the message queue over `lines`, fresh and zeroed (`CREATE_QUEUE`).
+    ///
+    /// # Errors
+    /// Lines that make no ring; a second queue.
+    pub fn create_queue(&mut self, lines: &'w [Line]) -> Result<(), AgentError> {
+        if self.queue.is_some() {
+            return Err(AgentError::QueueExists);
+        }
+        self.queue = Some(Consumer::new(lines).map_err(AgentError::Ring)?);
+        Ok(())
+    }
+
+    /// The next message, if all of it has landed (`POLL_MESSAGE`).
+    ///
+    /// # Errors
+    /// A message that means nothing here. It is counted, and the host asked for a resync.
+    #[inline(always)]
+    pub fn poll_message(&mut self) -> Result<Option<Message>, AgentError> {
+        let Some(payload) = self.queue.as_mut().and_then(Consumer::poll) else { return Ok(None) };
+        let message = match Message::from_payload(&payload) {
+            Ok(message) => message,
+            Err(unknown) => return Err(self.refuse(unknown)),
+        };
+        let Some(slot) = self.slots.get_mut(usize::from(message.cpu)) else {
+            return Err(
+                self.refuse(UnknownMessage { kind: message.kind as u8, outcome: message.outcome as u8 })
+            );
+        };
+        if message.outcome != Outcome::None {
+            slot.taken = message.txn;
+        }
+        Ok(Some(message))
+    }
+
+    #[cold]
+    fn refuse(&mut self, unknown: UnknownMessage) -> AgentError {
+        self.unknown = self.unknown.wrapping_add(1);
+        self.resync();
+        AgentError::Unknown(unknown)
+    }
+
+    /// Whether the supervisor wants the core back.
+    #[must_use]
+    #[inline(always)]
+    pub fn revoked(&self) -> bool {
+        self.bindings.revoke.load(Ordering::Relaxed) != 0
+    }
+
+    /// Messages taken in all, modulo 2^32.
+    #[must_use]
+    #[inline(always)]
+    pub fn taken(&self) -> u32 {
+        self.queue.as_ref().map_or(0, Consumer::taken)
+    }
+
+    /// Host CPUs in the enclave.
+    #[must_use]
+    pub fn cpus(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    /// Writes the control line: state, credits and counts.
+    pub fn report(&mut self, state: AgentState, asleep: bool) {
+        let line = AgentControl {
+            state,
+            core: self.bindings.core,
+            asleep,
+            session: self.bindings.session,
+            version: self.bindings.version,
+            credits: self.taken(),
+            resyncs: self.resyncs,
+            decisions: u64::from(self.order),
+            unknown: self.unknown,
+            doorbells: u64::from(self.doorbells),
+        };
+        // Word 3, the credits, last: the lines taken are done with.
+        self.control.write(self.bindings.control, &line.to_payload(), 3);
+    }
+
+    #[inline(always)]
+    fn publish(&mut self, txn: &Txn) -> Result<u32, AgentError> {
+        let credits = self.taken();
+        let cpu = txn.cpu;
+        let (Some(slot), Some(line)) =
+            (self.slots.get_mut(usize::from(cpu)), self.bindings.slots.get(usize::from(cpu)))
+        else {
+            return Err(AgentError::NoCpu { cpu });
+        };
+        let id = slot.writer.next();
+        if id.wrapping_sub(slot.taken) > SlotWriter::OUTSTANDING_MAX {
+            return Err(AgentError::SlotBusy { cpu });
+        }
+        self.order = self.order.wrapping_add(1);
+        let txn = Txn { id, credits, order: self.order, ..*txn };
+        slot.writer.write(line, &txn.to_payload(), CREDIT_WORD);
+        Ok(id)
+    }
+
+    #[inline(always)]
+    fn ring(&mut self, cpu: u16) {
+        self.doorbells = self.doorbells.wrapping_add(1);
+        self.bindings.doorbell.ring(cpu);
+    }
+}
+
+impl<D: Doorbell, X> Decide for Agent<'_, D, X> {
+    #[inline(always)]
+    fn txns_commit(&mut self, txns: &[Txn]) -> Result<u32, AgentError> {
+        let mut last = Ok(0);
+        let mut published = 0;
+        for txn in txns {
+            last = self.publish(txn);
+            if last.is_err() {
+                break;
+            }
+            published += 1;
+        }
+        for txn in txns.iter().take(published) {
+            if !txn.flags.has(TxnFlags::PRESTAGED) {
+                self.ring(txn.cpu);
+            }
+        }
+        last
+    }
+
+    fn txns_commit_group(&mut self, txns: &mut [Txn]) -> Result<u32, AgentError> {
+        let members = txns.len();
+        let Ok(size @ 1..) = u8::try_from(members) else { return Err(AgentError::GroupSize { members }) };
+        for txn in txns.iter() {
+            let cpu = txn.cpu;
+            let slot = self.slots.get(usize::from(cpu)).ok_or(AgentError::NoCpu { cpu })?;
+            if slot.writer.next().wrapping_sub(slot.taken) > SlotWriter::OUTSTANDING_MAX {
+                return Err(AgentError::SlotBusy { cpu });
+            }
+        }
+        self.group = self.group % 0xff_ffff + 1;
+        for txn in txns.iter_mut() {
+            txn.flags = txn.flags.with(TxnFlags::GROUP);
+            txn.group_size = size;
+            txn.group = self.group;
+        }
+        self.txns_commit(txns)
+    }
+
+    #[inline(always)]
+    fn nudge(&mut self, cpu: u16) {
+        if usize::from(cpu) < self.slots.len() {
+            self.ring(cpu);
+        }
+    }
+
+    #[cold]
+    fn resync(&mut self) {
+        self.resyncs = self.resyncs.wrapping_add(1);
+        self.report(AgentState::Running, false);
+    }
+}
