@@ -59,6 +59,7 @@ impl Layout {
             window_bytes,
             cpus: CPUS_MAX,
             cores,
+            tasks: TASKS_USUAL,
             message_lines: 4096,
             log_bytes: (64 << 10) + HEADER_BYTES as u32,
         }

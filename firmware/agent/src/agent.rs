@@ -166,6 +166,12 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
         Ok(Some(message))
     }
 
+    /// Whether a message waits, without taking it.
+    #[must_use]
+    pub fn has_message(&self) -> bool {
+        self.queue.as_ref().is_some_and(Consumer::ready)
+    }
+
     #[cold]
     fn refuse(&mut self, unknown: UnknownMessage) -> AgentError {
         self.unknown = self.unknown.wrapping_add(1);

@@ -1,5 +1,7 @@
 //! An agent's loop.
 
+use core::sync::atomic::{Ordering, fence};
+
 use neap_abi::AgentState;
 
 use crate::{Agent, Doorbell, Idle, Policy};
@@ -35,11 +37,14 @@ pub fn run<D: Doorbell, X>(
                 }
                 agent.report(AgentState::Running, false);
             }
-            // Counted and reported by the libOS.
-            Err(_) => continue,
+            // Counted by the libOS, and the host asked for a resync.
+            Err(_) => {}
             Ok(None) => {
+                if busy > 0 {
+                    agent.report(AgentState::Running, false);
+                }
                 empty_polls = empty_polls.saturating_add(1);
-                rest(agent, policy, idle, empty_polls, busy > 0);
+                rest(agent, idle, empty_polls);
             }
         }
         busy = 0;
@@ -51,28 +56,14 @@ pub fn run<D: Doorbell, X>(
 }
 
 /// One empty poll's worth of idleness.
-fn rest<D: Doorbell, X>(
-    agent: &mut Agent<'_, D, X>,
-    policy: &mut impl Policy,
-    idle: &mut impl Idle,
-    empty_polls: u32,
-    news: bool,
-) {
-    if news {
-        agent.report(AgentState::Running, false);
-    }
+fn rest<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle, empty_polls: u32) {
     let mut drowsed = false;
     idle.idle(empty_polls, &mut || {
         drowsed = true;
         agent.report(AgentState::Running, true);
-        match agent.poll_message() {
-            Ok(Some(message)) => {
-                policy.message(&message, agent);
-                false
-            }
-            Ok(None) => !agent.revoked(),
-            Err(_) => false,
-        }
+        // Either the host sees that we sleep, or we see its message: it publishes, fences, and looks, as we do.
+        fence(Ordering::SeqCst);
+        !agent.has_message() && !agent.revoked()
     });
     if drowsed {
         agent.report(AgentState::Running, false);

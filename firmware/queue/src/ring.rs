@@ -239,6 +239,13 @@ impl<'a, const W: usize> Consumer<'a, W> {
         Some(payload)
     }
 
+    /// Whether the next line has landed, without taking it.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        let place = self.taken as usize & (self.lines.len() - 1);
+        self.lines.get(place).is_some_and(|line| line.read(self.tag).is_some())
+    }
+
     /// Lines taken in all, modulo 2^32: the credits.
     #[must_use]
     #[inline(always)]
