@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod budget;
 pub mod firmware;
+pub mod panicfree;
 pub mod paths;
 pub mod process;
 pub mod progress;
