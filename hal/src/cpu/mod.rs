@@ -1,1 +1,29 @@
-//! To be written.
+//! The Neoverse N1 core: how it starts, sleeps, orders its stores, counts, and falls.
+//!
+//! Sources: Arm Architecture Reference Manual for A-profile (DDI 0487), the PSCI specification (DEN 0022),
+//! the semihosting specification.
+
+pub mod mmu;
+pub mod syndrome;
+pub mod timer;
+
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod barrier;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod boot;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod cache;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod exception;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod irq;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod pmu;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod power;
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod psci;
+
+/// The most cores that one image serves: what one Mount Evans has, and what the interrupt controllers of
+/// QEMU's `virt` address without more than one redistributor region.
+pub const CORES_MAX: usize = 16;

@@ -1,0 +1,119 @@
+//! From the boot code's early map to a machine that is ready: tree, console, PCI, final map, interrupts, timer.
+
+use core::ptr::NonNull;
+
+use heapless::Vec;
+
+use super::{Board, TreeError, find_tree};
+use crate::board::console;
+use crate::board::gic::{CoreInterface, Gic, GicError, MessageFrame};
+use crate::board::pci::ecam::{BUS_SIZE, Ecam};
+use crate::board::pci::{self, Allocator, Ivshmem, PciError};
+use crate::cpu::boot;
+use crate::cpu::mmu::{self, PlanError, Root};
+use crate::cpu::timer::{BadFrequency, Timer};
+
+/// Where every `virt` has its PL011: so that a tree which can't be read can be complained about.
+const CONSOLE: usize = 0x0900_0000;
+/// The most ivshmem functions that are set up: one for each agent's core and one to spare.
+pub const FUNCTIONS_MAX: usize = 16;
+
+/// A machine that is ready, seen from its first core.
+pub struct Machine {
+    /// What the tree said.
+    pub board: Board,
+    /// The map, for the other cores.
+    pub map: Root,
+    /// The interrupt controller.
+    pub gic: Gic,
+    /// The first core's half of it.
+    pub interface: CoreInterface,
+    /// What raises interrupts for PCI functions; none on GICv3.
+    pub message_frame: Option<MessageFrame>,
+    /// The ivshmem functions, their doorbells and MSI-X tables mapped.
+    pub functions: Vec<Ivshmem, FUNCTIONS_MAX>,
+    /// PCI's configuration space.
+    pub configuration: Ecam,
+    /// The timer, disarmed.
+    pub timer: Timer,
+}
+
+/// Why a machine can't be brought up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BringUpError {
+    /// The device tree.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// PCI.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// The ECAM is smaller than a bus.
+    #[error("PCI's configuration space holds less than one bus")]
+    SmallEcam,
+    /// Too many ivshmem functions.
+    #[error("more than {FUNCTIONS_MAX} ivshmem functions: leave some out")]
+    TooManyFunctions,
+    /// The map.
+    #[error(transparent)]
+    Map(#[from] PlanError),
+    /// The interrupt controller.
+    #[error(transparent)]
+    Gic(#[from] GicError),
+    /// The timer.
+    #[error(transparent)]
+    Timer(#[from] BadFrequency),
+}
+
+/// Brings the machine up. The console prints from here on, even when this fails.
+///
+/// # Errors
+/// [`BringUpError`] names what is wrong with the machine.
+///
+/// # Safety
+/// Once, on the first core, with what `neap_primary` was given: the early map is on, and nobody uses a device.
+pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
+    if let Some(registers) = NonNull::new(core::ptr::with_exposed_provenance_mut(CONSOLE)) {
+        // SAFETY: a `virt` has a PL011 there, nobody has opened it yet, and both maps have it as registers (the final
+        // one because the tree names it; a tree that names another is not this board's and is refused below).
+        unsafe { console::open(registers) };
+    }
+    // SAFETY: the boot protocol's promise about x0; the start of memory is readable on this board.
+    let board = Board::from_tree(unsafe { find_tree(x0) }?)?;
+    if board.console.start != CONSOLE as u64 {
+        return Err(TreeError::Missing("PL011 console at 0x900_0000").into());
+    }
+
+    let bus = board.ecam.start..board.ecam.start + BUS_SIZE.min(board.ecam.end - board.ecam.start);
+    // SAFETY: the tree's ECAM, which early and final map have as registers, and which only this instance uses.
+    let mut configuration = unsafe { Ecam::new(&bus) }.ok_or(BringUpError::SmallEcam)?;
+    let found: Vec<pci::Address, FUNCTIONS_MAX> = {
+        let mut found = Vec::new();
+        for function in pci::find_ivshmem(&configuration) {
+            found.push(function).map_err(|_| BringUpError::TooManyFunctions)?;
+        }
+        found
+    };
+    let mut allocator = Allocator::new(&board.apertures);
+    let mut functions = Vec::new();
+    for function in found {
+        let function = pci::assign(&mut configuration, &mut allocator, function)?;
+        functions.push(function).map_err(|_| BringUpError::TooManyFunctions)?;
+    }
+
+    let blocks = functions.iter().flat_map(|function: &Ivshmem| {
+        [
+            function.doorbell_page..function.doorbell_page + mmu::PAGE,
+            function.msix_table..function.msix_table + function.msix_table_size,
+        ]
+    });
+    let map = mmu::build(&board.plan(&boot::image(), blocks)?)?;
+    // SAFETY: the plan has the image, all stacks, memory, and every register block that is used from here on.
+    unsafe { map.activate() };
+
+    // SAFETY: the tree's controller, mapped as registers, and this is the only driver.
+    let gic = unsafe { Gic::new(&board.gic, board.cores.len()) }?;
+    let interface = gic.join()?;
+    // SAFETY: as above.
+    let message_frame = unsafe { MessageFrame::find(&board.gic) };
+    Ok(Machine { timer: Timer::new()?, board, map, gic, interface, message_frame, functions, configuration })
+}

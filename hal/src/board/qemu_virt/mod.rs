@@ -1,0 +1,123 @@
+//! QEMU's `virt` machine, as its device tree describes it.
+//!
+//! Nothing here is assumed but where the tree is: QEMU puts it at the start of memory for an ELF kernel, and
+//! its address into x0 for a Linux image.
+
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+mod bring_up;
+mod tree;
+
+use core::ops::Range;
+
+use heapless::Vec;
+
+use crate::board::Conduit;
+use crate::board::bootargs::BootArgs;
+use crate::board::gic;
+use crate::board::pci::Apertures;
+use crate::cpu::CORES_MAX;
+use crate::cpu::mmu::{Image, Kind, PAGE, Plan, PlanError};
+
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub use bring_up::{BringUpError, Machine, bring_up};
+pub use tree::TreeError;
+
+/// Where QEMU leaves the tree when it loads an ELF.
+pub const TREE_OF_ELF: u64 = 0x4000_0000;
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Board {
+    /// Private memory; the image is in it.
+    pub memory: Range<u64>,
+    /// What the host sees too: memory of NUMA node 1.
+    pub window: Range<u64>,
+    /// The cores' MPIDR affinities; the first is the one that boots.
+    pub cores: Vec<u64, CORES_MAX>,
+    /// The interrupt controller.
+    pub gic: gic::Layout,
+    /// The PL011's registers.
+    pub console: Range<u64>,
+    /// PCI's configuration space.
+    pub ecam: Range<u64>,
+    /// PCI's memory space.
+    pub apertures: Apertures,
+    /// How to reach PSCI.
+    pub conduit: Conduit,
+    /// The command line.
+    pub args: BootArgs,
+}
+
+impl Board {
+    /// Reads a device tree.
+    ///
+    /// # Errors
+    /// [`TreeError`] names the node and what is wrong with it.
+    pub fn from_tree(tree: &[u8]) -> Result<Self, TreeError> {
+        tree::read(tree)
+    }
+
+    /// What to map: `image` with the stacks of all cores, memory around it, the window, the console, the
+    /// interrupt controller, PCI's configuration space, and `registers`, of which each is widened to whole pages.
+    ///
+    /// # Errors
+    /// [`PlanError`] names a region that can't be, for instance an image that is not in memory.
+    pub fn plan(
+        &self,
+        image: &Image,
+        registers: impl IntoIterator<Item = Range<u64>>,
+    ) -> Result<Plan, PlanError> {
+        let mut plan = Plan::new();
+        plan.add_image(image, self.cores.len())?;
+        if self.memory.start < image.text.start {
+            plan.add(self.memory.start..image.text.start, Kind::Constants)?;
+        }
+        plan.add(self.free_memory(image), Kind::Data)?;
+        plan.add(self.window.clone(), Kind::Data)?;
+        plan.add(pages(&self.console), Kind::Registers)?;
+        plan.add(pages(&self.ecam), Kind::Registers)?;
+        for block in self.gic.registers().chain(registers) {
+            plan.add(pages(&block), Kind::Registers)?;
+        }
+        Ok(plan)
+    }
+
+    /// Private memory above the image.
+    pub fn free_memory(&self, image: &Image) -> Range<u64> {
+        image.end.next_multiple_of(PAGE)..self.memory.end
+    }
+}
+
+fn pages(range: &Range<u64>) -> Range<u64> {
+    range.start & !(PAGE - 1)..range.end.next_multiple_of(PAGE)
+}
+
+/// The device tree's bytes: at `x0`, which is what x0 held at boot, or where QEMU puts it for an ELF.
+///
+/// # Errors
+/// [`TreeError::NoMagic`] and [`TreeError::TooBig`].
+///
+/// # Safety
+/// Both places must be memory that can be read for as long as the image runs and that nobody writes. `x0` may be 0.
+pub unsafe fn find_tree(x0: u64) -> Result<&'static [u8], TreeError> {
+    /// A flattened tree starts with this, big-endian (Devicetree Specification 0.4 §5.2); its size follows.
+    const MAGIC: u32 = 0xd00d_feed;
+    /// What QEMU reserves for it, and what the boot protocol of Linux allows.
+    const SIZE_MAX: u32 = 2 << 20;
+
+    let address = if x0 != 0 && x0 % 8 == 0 { x0 } else { TREE_OF_ELF };
+    let start = core::ptr::with_exposed_provenance::<u8>(address as usize);
+    // SAFETY: the caller's promise, for the eight bytes of magic and size; the address is 8-aligned.
+    let [magic, size] = unsafe { start.cast::<[u32; 2]>().read() }.map(u32::from_be);
+    if magic != MAGIC {
+        return Err(TreeError::NoMagic { address });
+    }
+    if size > SIZE_MAX {
+        return Err(TreeError::TooBig { size });
+    }
+    // SAFETY: the caller's promise, now for as many bytes as the tree says that it has.
+    Ok(unsafe { core::slice::from_raw_parts(start, size as usize) })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,396 @@
+//! Translation tables: who may do what with which physical address.
+//!
+//! Addresses are mapped one to one. What changes is the memory type and the rights: instructions can't be
+//! written, data can't be executed (`SCTLR_EL1.WXN` says so a second time), registers are Device-nGnRE
+//! (stores post and stay in order, DDI 0487 B2.7.2), everything else is Normal, write-back, inner
+//! shareable: the window too, whose coherence with PCIe is the SoC's affair.
+//!
+//! [`Plan`] is portable and checked; building the tables from it is the card's.
+
+use core::ops::Range;
+
+use heapless::Vec;
+
+/// The translation granule, in bytes.
+pub const PAGE: u64 = 4096;
+/// The first address beyond the map: 39 bits, which is a root table at level 1.
+pub const ADDRESS_END: u64 = 1 << 39;
+/// The most regions in one plan: two stacks for each of 16 cores, the image's three parts, memory around it, the
+/// window, and a board's register blocks.
+pub const REGIONS_MAX: usize = 64;
+
+/// MAIR_EL1: attribute 0 is Device-nGnRE, attribute 1 Normal write-back, read and write allocating.
+pub const MAIR: u64 = 0xff04;
+/// TCR_EL1: 39-bit addresses by TTBR0 (T0SZ 25), walks write-back and inner shareable, 4 KiB granule,
+/// TTBR1 off (EPD1), 40-bit physical addresses (IPS 2).
+pub const TCR: u64 = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 2 << 32;
+/// SCTLR_EL1: its RES1 bits, MMU (M), caches (C, I), stack alignment (SA, SA0), no trap of EL0's WFI and WFE.
+pub const SCTLR: u64 = 0x30d0_0800 | 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 12 | 1 << 16 | 1 << 18;
+/// SCTLR_EL1.WXN: what can be written can't be executed, whatever a table says.
+pub const SCTLR_WXN: u64 = 1 << 19;
+
+/// What a region is for; from it follow its memory type and its rights at EL1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Instructions: read and execute.
+    Text,
+    /// Constants: read.
+    Constants,
+    /// Memory: read and write.
+    Data,
+    /// Registers: read and write, Device-nGnRE.
+    Registers,
+}
+
+/// Why a region can't be mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A region does not start and end on a page.
+    #[error("region {start:#x}..{end:#x} is not made of whole 4 KiB pages: align it")]
+    NotPages {
+        /// Its first address.
+        start: u64,
+        /// Its end.
+        end: u64,
+    },
+    /// A region is empty, or ends before it starts.
+    #[error("region {start:#x}..{end:#x} is empty: leave it out, or check where its size comes from")]
+    Empty {
+        /// Its first address.
+        start: u64,
+        /// Its end.
+        end: u64,
+    },
+    /// A region reaches beyond the 39 bits that the tables translate.
+    #[error("region {start:#x}..{end:#x} ends above 512 GiB, beyond what the tables translate")]
+    TooHigh {
+        /// Its first address.
+        start: u64,
+        /// Its end.
+        end: u64,
+    },
+    /// Two regions share an address.
+    #[error("region {start:#x}..{end:#x} overlaps the region that starts at {other:#x}")]
+    Overlap {
+        /// The later region's first address.
+        start: u64,
+        /// Its end.
+        end: u64,
+        /// The first address of the one that was there before.
+        other: u64,
+    },
+    /// More than [`REGIONS_MAX`] regions.
+    #[error("more than {REGIONS_MAX} regions in one plan")]
+    Full,
+    /// The table pool has no page left.
+    #[error("the pool of translation tables is empty: {0} tables were not enough")]
+    NoTable(usize),
+    /// The paging library refused a region.
+    #[error("no table entry for the region at {start:#x}")]
+    Refused {
+        /// Its first address.
+        start: u64,
+    },
+}
+
+/// A checked list of regions to map.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    regions: Vec<(Range<u64>, Kind), REGIONS_MAX>,
+}
+
+impl Plan {
+    /// A plan that maps nothing.
+    pub const fn new() -> Self {
+        Self { regions: Vec::new() }
+    }
+
+    /// Adds one region.
+    ///
+    /// # Errors
+    /// [`PlanError`] names the region and what is wrong with it; the plan is then unchanged.
+    pub fn add(&mut self, range: Range<u64>, kind: Kind) -> Result<(), PlanError> {
+        let Range { start, end } = range;
+        if start % PAGE != 0 || end % PAGE != 0 {
+            return Err(PlanError::NotPages { start, end });
+        }
+        if start >= end {
+            return Err(PlanError::Empty { start, end });
+        }
+        if end > ADDRESS_END {
+            return Err(PlanError::TooHigh { start, end });
+        }
+        if let Some((other, _)) =
+            self.regions.iter().find(|(other, _)| start < other.end && other.start < end)
+        {
+            return Err(PlanError::Overlap { start, end, other: other.start });
+        }
+        self.regions.push((range, kind)).map_err(|_| PlanError::Full)
+    }
+
+    /// The regions, in the order in which they were added.
+    pub fn regions(&self) -> impl Iterator<Item = (&Range<u64>, Kind)> {
+        self.regions.iter().map(|(range, kind)| (range, *kind))
+    }
+
+    /// What `address` is mapped as, if it is.
+    pub fn kind_at(&self, address: u64) -> Option<Kind> {
+        self.regions().find(|(range, _)| range.contains(&address)).map(|(_, kind)| kind)
+    }
+}
+
+/// What one core's stacks take, in bytes: a guard page, the exception stack, a guard page, the main stack. The
+/// linker script reserves this [`CORES_MAX`](crate::cpu::CORES_MAX) times at `__stacks`.
+pub const STACKS_SIZE: u64 = 64 * 1024;
+/// The exception stack, in bytes: two nested frames of 832 bytes and the formatting of an epitaph fit
+/// several times.
+pub const EXCEPTION_STACK_SIZE: u64 = 12 * 1024;
+
+/// Where the linker script put the image's parts, each on pages of its own.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Instructions.
+    pub text: Range<u64>,
+    /// Constants.
+    pub rodata: Range<u64>,
+    /// Initialised, zeroed and uninitialised data, but no stack.
+    pub data: Range<u64>,
+    /// The first core's stacks; the others' follow.
+    pub stacks: u64,
+    /// The end of everything, stacks included; memory above is free.
+    pub end: u64,
+}
+
+impl Image {
+    /// The exception stack and the main stack of `core`, without the guard page below each.
+    pub fn stacks_of(&self, core: usize) -> [Range<u64>; 2] {
+        let base = self.stacks + core as u64 * STACKS_SIZE;
+        let exception = base + PAGE;
+        let main = exception + EXCEPTION_STACK_SIZE + PAGE;
+        [exception..exception + EXCEPTION_STACK_SIZE, main..base + STACKS_SIZE]
+    }
+}
+
+impl Plan {
+    /// Adds an image and the stacks of its first `cores` cores; their guard pages stay unmapped.
+    ///
+    /// # Errors
+    /// As [`Plan::add`].
+    pub fn add_image(&mut self, image: &Image, cores: usize) -> Result<(), PlanError> {
+        self.add(image.text.clone(), Kind::Text)?;
+        self.add(image.rodata.clone(), Kind::Constants)?;
+        self.add(image.data.clone(), Kind::Data)?;
+        for stack in (0..cores).flat_map(|core| image.stacks_of(core)) {
+            self.add(stack, Kind::Data)?;
+        }
+        Ok(())
+    }
+}
+
+/// The map before there is a plan.
+pub mod early {
+    /// The gigabyte that holds the image, and on the boards of this family all memory that boot needs. The
+    /// linker scripts in `ld/` put the image there.
+    const IMAGE_GIB: u64 = 1;
+    /// Descriptor bits (DDI 0487 D8.3): valid block, accessed, EL1 read and write, not EL0's to execute.
+    const BLOCK: u64 = 1 | 1 << 10 | 1 << 54;
+    const INNER_SHAREABLE: u64 = 3 << 8;
+    const NORMAL: u64 = 1 << 2;
+    const NEVER_AT_EL1: u64 = 1 << 53;
+
+    /// A level 1 table of 512 blocks of 1 GiB: the image's is memory, all others are registers, which no
+    /// core reads or fetches on speculation.
+    #[repr(C, align(4096))]
+    pub struct Table([u64; 512]);
+
+    impl Table {
+        /// The table.
+        #[expect(clippy::new_without_default, reason = "it is a constant, not a default of anything")]
+        pub const fn new() -> Self {
+            let mut entries = [0; 512];
+            let mut gib = 0;
+            while gib < 512 {
+                entries[gib as usize] = gib << 30
+                    | BLOCK
+                    | if gib == IMAGE_GIB { NORMAL | INNER_SHAREABLE } else { NEVER_AT_EL1 };
+                gib += 1;
+            }
+            Self(entries)
+        }
+    }
+}
+
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub use tables::{Root, build};
+
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+mod tables {
+    use core::arch::asm;
+    use core::mem::{ManuallyDrop, MaybeUninit};
+    use core::ptr::NonNull;
+    use core::sync::atomic::{AtomicUsize, Ordering};
+
+    use aarch64_paging::descriptor::{El1Attributes, PhysicalAddress};
+    use aarch64_paging::paging::{
+        Constraints, El1And0, MemoryRegion, PageTable, RootTable, Translation, VaRange,
+    };
+
+    use super::{Kind, Plan, PlanError, SCTLR, SCTLR_WXN};
+
+    /// Tables in the pool. A board takes about a dozen: one or two for each gigabyte with something in it.
+    const TABLES: usize = 32;
+
+    #[repr(C, align(4096))]
+    struct Pool([MaybeUninit<PageTable<El1Attributes>>; TABLES]);
+
+    #[unsafe(link_section = ".bss.uninit.tables")]
+    static mut POOL: Pool = Pool([const { MaybeUninit::uninit() }; TABLES]);
+    /// How many tables of the pool are taken; they are never given back.
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+    /// Hands out tables of the pool, which is mapped one to one. [`build`] asks it for no more than there are: a
+    /// table beyond the pool's end is the last one again, and [`build`] reports it before anyone uses it.
+    struct Bump;
+
+    impl Translation<El1Attributes> for Bump {
+        fn allocate_table(&mut self) -> (NonNull<PageTable<El1Attributes>>, PhysicalAddress) {
+            let index = TAKEN.fetch_add(1, Ordering::Relaxed).min(TABLES - 1);
+            // SAFETY: the index is in bounds, and each is handed out once, so no reference to this table exists
+            // (the last one may be handed out again, but then `build` fails and its tables are never used).
+            let table = unsafe { &mut *(&raw mut POOL.0[index]) };
+            let table = NonNull::from(table.write(PageTable::EMPTY));
+            (table, PhysicalAddress(table.as_ptr().expose_provenance()))
+        }
+
+        unsafe fn deallocate_table(&mut self, _table: NonNull<PageTable<El1Attributes>>) {
+            // A map lives as long as the image.
+        }
+
+        fn physical_to_virtual(&self, pa: PhysicalAddress) -> NonNull<PageTable<El1Attributes>> {
+            NonNull::new(core::ptr::with_exposed_provenance_mut(pa.0))
+                .expect("a table of the pool is not at address 0")
+        }
+    }
+
+    /// A finished map: the address of its root table.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Root(u64);
+
+    /// Builds the tables for `plan`.
+    ///
+    /// # Errors
+    /// [`PlanError::NoTable`] and [`PlanError::Refused`]; the running map is untouched.
+    pub fn build(plan: &Plan) -> Result<Root, PlanError> {
+        let mut root = ManuallyDrop::new(RootTable::with_va_range(Bump, 1, El1And0, VaRange::Lower));
+        for (range, kind) in plan.regions() {
+            root.map_range(
+                &MemoryRegion::new(range.start as usize, range.end as usize),
+                PhysicalAddress(range.start as usize),
+                attributes(kind),
+                Constraints::empty(),
+            )
+            .map_err(|_| PlanError::Refused { start: range.start })?;
+            if TAKEN.load(Ordering::Relaxed) > TABLES {
+                return Err(PlanError::NoTable(TABLES));
+            }
+        }
+        Ok(Root(root.to_physical().0 as u64))
+    }
+
+    fn attributes(kind: Kind) -> El1Attributes {
+        let common = El1Attributes::VALID | El1Attributes::ACCESSED | El1Attributes::UXN;
+        let memory = common | El1Attributes::ATTRIBUTE_INDEX_1 | El1Attributes::INNER_SHAREABLE;
+        match kind {
+            Kind::Text => memory | El1Attributes::READ_ONLY,
+            Kind::Constants => memory | El1Attributes::READ_ONLY | El1Attributes::PXN,
+            Kind::Data => memory | El1Attributes::PXN,
+            Kind::Registers => common | El1Attributes::ATTRIBUTE_INDEX_0 | El1Attributes::PXN,
+        }
+    }
+
+    impl Root {
+        /// The root table's address, which is page-aligned.
+        pub fn address(self) -> u64 {
+            self.0
+        }
+
+        /// Makes this the running core's map.
+        ///
+        /// # Safety
+        /// The map must hold what runs and what it uses, with the rights it needs: the text, both stacks of this
+        /// core, data and constants, the registers in use.
+        pub unsafe fn activate(self) {
+            // The old map has blocks where the new one has pages. Both in the TLB at once would be a conflict
+            // (DDI 0487 D8.16, break-before-make), so the MMU is off while they change places; no instruction in
+            // between touches memory, and the text is clean in memory because the loader wrote it.
+            //
+            // SAFETY: the caller vouches for the map; the sequence is architecturally complete, and uses registers only.
+            unsafe {
+                asm!(
+                    "dsb sy",
+                    "msr sctlr_el1, {off}",
+                    "isb",
+                    "msr ttbr0_el1, {root}",
+                    "isb",
+                    "tlbi vmalle1",
+                    "dsb nsh",
+                    "isb",
+                    "msr sctlr_el1, {on}",
+                    "isb",
+                    off = in(reg) SCTLR & !0b101,
+                    on = in(reg) SCTLR | SCTLR_WXN,
+                    root = in(reg) self.0,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_are_checked() {
+        let mut plan = Plan::new();
+        plan.add(0x1000..0x3000, Kind::Text).unwrap();
+        assert_eq!(
+            plan.add(0x3000..0x3010, Kind::Data),
+            Err(PlanError::NotPages { start: 0x3000, end: 0x3010 })
+        );
+        #[expect(clippy::reversed_empty_ranges, reason = "the case under test")]
+        let reversed = 0x4000..0x3000;
+        assert!(matches!(plan.add(reversed, Kind::Data), Err(PlanError::Empty { .. })));
+        assert!(matches!(plan.add(0x5000..0x5000, Kind::Data), Err(PlanError::Empty { .. })));
+        assert!(matches!(
+            plan.add(ADDRESS_END - PAGE..ADDRESS_END + PAGE, Kind::Data),
+            Err(PlanError::TooHigh { .. })
+        ));
+        assert_eq!(
+            plan.add(0x2000..0x4000, Kind::Data),
+            Err(PlanError::Overlap { start: 0x2000, end: 0x4000, other: 0x1000 })
+        );
+        plan.add(0x3000..0x4000, Kind::Registers).unwrap();
+        assert_eq!(plan.kind_at(0x2fff), Some(Kind::Text));
+        assert_eq!(plan.kind_at(0x3000), Some(Kind::Registers));
+        assert_eq!(plan.kind_at(0x4000), None);
+        assert_eq!(plan.regions().count(), 2);
+    }
+
+    #[test]
+    fn a_plan_has_room_for_every_core_and_then_says_full() {
+        let mut plan = Plan::new();
+        for i in 0..REGIONS_MAX as u64 {
+            plan.add(i * PAGE..(i + 1) * PAGE, Kind::Data).unwrap();
+        }
+        let next = REGIONS_MAX as u64 * PAGE;
+        assert_eq!(plan.add(next..next + PAGE, Kind::Data), Err(PlanError::Full));
+    }
+
+    #[test]
+    fn the_early_map_fits_the_translation_it_is_used_with() {
+        assert_eq!(TCR & 0x3f, 64 - ADDRESS_END.trailing_zeros() as u64);
+        assert_eq!(size_of::<early::Table>() as u64, PAGE);
+    }
+}
