@@ -91,7 +91,8 @@ impl Outcome {
         !matches!(self, Self::None | Self::Committed)
     }
 
-    /// Whether the task named is worth another decision: the refusal lay with the CPU, the group or the agent.
+    /// Whether the task named may still run and is worth another decision: it has changed since, or the refusal lay with
+    /// the CPU, the group or the agent.
     #[must_use]
     pub const fn task_remains(self) -> bool {
         matches!(
@@ -102,6 +103,7 @@ impl Outcome {
                 | Self::CpuOffline
                 | Self::CpuUnavailable
                 | Self::GroupFailed
+                | Self::Affinity
                 | Self::Poisoned
                 | Self::NoAgent
         )

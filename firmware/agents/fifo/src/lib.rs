@@ -1,2 +1,183 @@
-//! the FIFO agent
-#![no_std]
+//! The FIFO agent: policy and libOS put together.
+//!
+//! It is handed everything that it may touch, so where it runs (on a core of the IPU, as a process on the host, in a
+//! test) is its caller's business.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+use neap_agent::{Agent, AgentError, Bindings, Doorbell, Exit, Idle};
+use neap_policies::{Fifo, Task};
+use neap_queue::Line;
+
+/// The policy's number in a host's control line.
+pub const POLICY: u32 = neap_abi::control::policy_id("fifo");
+
+/// Runs FIFO over `messages` (a fresh ring) until the supervisor wants the core back. `memory` holds one entry for each
+/// task number that the enclave may use.
+///
+/// # Errors
+/// Bindings that make no agent; nothing has been decided then.
+pub fn start<D: Doorbell, I: Idle>(
+    bindings: Bindings<'_, D>,
+    messages: &[Line],
+    memory: &mut [Task],
+    idle: &mut I,
+) -> Result<Exit, AgentError> {
+    let mut agent = Agent::new(bindings, ())?;
+    agent.create_queue(messages)?;
+    let mut policy = Fifo::new(agent.cpus(), memory);
+    Ok(decision_loop(&mut agent, &mut policy, idle))
+}
+
+/// The loop, under a name of its own: what it can reach is checked to hold no panic and no allocation.
+#[inline(never)]
+fn decision_loop<D: Doorbell, I: Idle>(
+    agent: &mut Agent<'_, D>,
+    policy: &mut Fifo<'_>,
+    idle: &mut I,
+) -> Exit {
+    neap_agent::run(agent, policy, idle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::{Cell, RefCell};
+    use core::sync::atomic::{AtomicU32, Ordering};
+    use neap_abi::{
+        AgentControl, AgentState, Message, MessageKind, Outcome, Payload, TaskFlags, Txn, TxnFlags, VERSION,
+    };
+    use neap_queue::{SharedProducer, SlotReader};
+
+    struct Rung<'a>(&'a RefCell<Vec<u16>>);
+
+    impl Doorbell for Rung<'_> {
+        fn ring(&self, cpu: u16) {
+            self.0.borrow_mut().push(cpu);
+        }
+    }
+
+    /// A host that acts whenever the agent has nothing to do.
+    struct Script<F>(F);
+
+    impl<F: FnMut() -> bool> Idle for Script<F> {
+        fn idle(&mut self, _: u32, drowse: &mut dyn FnMut() -> bool) {
+            if drowse() {
+                (self.0)();
+            }
+        }
+    }
+
+    fn lines(count: usize) -> Vec<Line> {
+        (0..count).map(|_| Line::default()).collect()
+    }
+
+    /// Runs the agent over four CPUs and eight ring lines; `host` acts on each idle and ends with false.
+    fn run(mut host: impl FnMut(&SharedProducer<'_>, &[Line], &[u16], &Line) -> bool) {
+        let (messages, slots, control) = (lines(8), lines(4), Line::default());
+        let rung = RefCell::new(Vec::new());
+        let revoke = AtomicU32::new(0);
+        let producer = SharedProducer::new(&messages).unwrap();
+        let bindings = Bindings {
+            slots: &slots,
+            control: &control,
+            revoke: &revoke,
+            doorbell: Rung(&rung),
+            core: 1,
+            session: 9,
+            version: VERSION,
+        };
+        let mut memory = [Task::default(); 64];
+        let mut idle = Script(|| {
+            let going = host(&producer, &slots, &rung.borrow(), &control);
+            rung.borrow_mut().clear();
+            if !going {
+                revoke.store(1, Ordering::Relaxed);
+            }
+            going
+        });
+        assert_eq!(start(bindings, &messages, &mut memory, &mut idle), Ok(Exit::Revoked));
+    }
+
+    fn push(producer: &SharedProducer<'_>, message: Message) {
+        producer.push(&message.to_payload()).unwrap();
+    }
+
+    #[test]
+    fn from_message_to_doorbell_through_lines() {
+        let step = Cell::new(0);
+        run(|host, slots, rung, control| {
+            let mut reader = SlotReader::default();
+            let state = SlotReader::default().take(control).unwrap().payload;
+            let state = AgentControl::from_payload(&state).unwrap();
+            host.credit(state.credits).unwrap();
+            assert_eq!((state.state, state.session, state.asleep), (AgentState::Running, 9, true));
+            match step.replace(step.get() + 1) {
+                0 => {
+                    push(host, Message::new(MessageKind::ResyncBegin, 0));
+                    for cpu in 0..4 {
+                        let idle = TaskFlags::CPU_IDLE;
+                        push(host, Message { flags: idle, ..Message::new(MessageKind::ResyncCpu, cpu) });
+                    }
+                    push(host, Message::new(MessageKind::ResyncEnd, 0));
+                    true
+                }
+                1 => {
+                    let flags = TaskFlags::RUNNABLE;
+                    push(host, Message { task: 5, stamp: 3, flags, ..Message::new(MessageKind::TaskNew, 2) });
+                    true
+                }
+                _ => {
+                    assert_eq!(rung, [2]);
+                    let txn = Txn::from_payload(&reader.take(&slots[2]).unwrap().payload);
+                    assert_eq!((txn.task, txn.stamp, txn.cpu, txn.id), (5, 3, 2, 1));
+                    assert_eq!((txn.flags, txn.order, txn.credits), (TxnFlags(0), 1, 7));
+                    false
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn an_unknown_message_is_counted_and_answered_with_a_call_for_resync() {
+        let step = Cell::new(0);
+        run(|host, _, _, control| {
+            let state =
+                AgentControl::from_payload(&SlotReader::default().take(control).unwrap().payload).unwrap();
+            match step.replace(step.get() + 1) {
+                0 => {
+                    let mut unknown: Payload = Message::new(MessageKind::Nop, 0).to_payload();
+                    unknown[0] |= 200;
+                    host.push(&unknown).unwrap();
+                    push(host, Message::new(MessageKind::Nop, 77));
+                    push(host, Message { outcome: Outcome::Committed, ..Message::new(MessageKind::Nop, 1) });
+                    true
+                }
+                _ => {
+                    assert_eq!((state.unknown, state.resyncs, state.credits), (2, 2, 3));
+                    false
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn bindings_that_make_no_agent_are_refused() {
+        let (messages, slots, control) = (lines(3), lines(257), Line::default());
+        let (rung, revoke) = (RefCell::new(Vec::new()), AtomicU32::new(1));
+        let with = |slots| Bindings {
+            slots,
+            control: &control,
+            revoke: &revoke,
+            doorbell: Rung(&rung),
+            core: 1,
+            session: 1,
+            version: VERSION,
+        };
+        let mut idle = Script(|| true);
+        let none = start(with(&slots), &messages, &mut [], &mut idle);
+        assert_eq!(none, Err(AgentError::TooManyCpus { cpus: 257 }));
+        let none = start(with(&slots[..1]), &messages, &mut [], &mut idle);
+        assert!(matches!(none, Err(AgentError::Ring(_))));
+    }
+}
