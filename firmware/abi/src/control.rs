@@ -136,7 +136,7 @@ impl AgentState {
 ///
 /// | word | |
 /// | --- | --- |
-/// | 0 | state 8, core 8, asleep 1 |
+/// | 0 | state 8, core 8, asleep 1, zero 7, peer 16, vector 16 |
 /// | 1 | session 32 |
 /// | 2 | version 32 |
 /// | 3 | credits 32 |
@@ -152,6 +152,10 @@ pub struct AgentControl {
     pub core: u8,
     /// The agent sleeps: ring to wake it.
     pub asleep: bool,
+    /// The IPU's peer number in the enclave's domain: where the host rings.
+    pub peer: u16,
+    /// The vector that wakes this agent's core.
+    pub vector: u16,
     /// The session that this answers.
     pub session: u32,
     /// The version negotiated; the IPU's own where it refused.
@@ -173,7 +177,11 @@ impl AgentControl {
     #[must_use]
     pub const fn to_payload(&self) -> Payload {
         [
-            self.state as u64 | (self.core as u64) << 8 | (self.asleep as u64) << 16,
+            self.state as u64
+                | (self.core as u64) << 8
+                | (self.asleep as u64) << 16
+                | (self.peer as u64) << 24
+                | (self.vector as u64) << 40,
             self.session as u64,
             self.version.to_bits() as u64,
             self.credits as u64,
@@ -191,6 +199,8 @@ impl AgentControl {
             state: *AgentState::ALL.get(field(words[0], 0, 8) as usize)?,
             core: field(words[0], 8, 8) as u8,
             asleep: field(words[0], 16, 1) == 1,
+            peer: field(words[0], 24, 16) as u16,
+            vector: field(words[0], 40, 16) as u16,
             session: words[1] as u32,
             version: Version::from_bits(words[2] as u32),
             credits: words[3] as u32,
@@ -231,6 +241,8 @@ mod tests {
                 state,
                 core: 15,
                 asleep: true,
+                peer: 65_535,
+                vector: 0x5aa5,
                 session: 7,
                 version: VERSION,
                 credits: u32::MAX,

@@ -24,6 +24,8 @@ pub struct Bindings<'w, D> {
     pub doorbell: D,
     /// The IPU core that the agent owns.
     pub core: u8,
+    /// The IPU's peer number and the vector that wakes this core: where the host rings.
+    pub wake: (u16, u16),
     /// The host's session.
     pub session: u32,
     /// The version that host and IPU speak.
@@ -101,7 +103,10 @@ pub struct Agent<'w, D, X = ()> {
     queue: Option<Consumer<'w>>,
     slots: Vec<Slot, { CPUS_MAX as usize }>,
     control: SlotWriter,
+    /// Decisions made.
     order: u32,
+    /// All ones where both sides know decision numbers (1.1), else zero.
+    order_mask: u32,
     group: u32,
     doorbells: u32,
     unknown: u32,
@@ -118,6 +123,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
         let mut slots = Vec::new();
         slots.resize_default(cpus).map_err(|_| AgentError::TooManyCpus { cpus })?;
         let control = SlotWriter::after(bindings.control);
+        let bindings_version = bindings.version;
         Ok(Self {
             extension,
             bindings,
@@ -125,6 +131,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             slots,
             control,
             order: 0,
+            order_mask: if bindings_version >= (Version { major: 1, minor: 1 }) { u32::MAX } else { 0 },
             group: 0,
             doorbells: 0,
             unknown: 0,
@@ -205,6 +212,8 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             state,
             core: self.bindings.core,
             asleep,
+            peer: self.bindings.wake.0,
+            vector: self.bindings.wake.1,
             session: self.bindings.session,
             version: self.bindings.version,
             credits: self.taken(),
@@ -231,7 +240,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             return Err(AgentError::SlotBusy { cpu });
         }
         self.order = self.order.wrapping_add(1);
-        let txn = Txn { id, credits, order: self.order, ..*txn };
+        let txn = Txn { id, credits, order: self.order & self.order_mask, ..*txn };
         slot.writer.write(line, &txn.to_payload(), CREDIT_WORD);
         Ok(id)
     }

@@ -84,6 +84,7 @@ mod tests {
             revoke: &revoke,
             doorbell: Rung(&rung),
             core: 1,
+            wake: (3, 4),
             session: 9,
             version: VERSION,
         };
@@ -112,6 +113,7 @@ mod tests {
             let state = AgentControl::from_payload(&state).unwrap();
             host.credit(state.credits).unwrap();
             assert_eq!((state.state, state.session, state.asleep), (AgentState::Running, 9, true));
+            assert_eq!((state.core, state.peer, state.vector), (1, 3, 4));
             match step.replace(step.get() + 1) {
                 0 => {
                     push(host, Message::new(MessageKind::ResyncBegin, 0));
@@ -171,6 +173,7 @@ mod tests {
             revoke: &revoke,
             doorbell: Rung(&rung),
             core: 1,
+            wake: (3, 4),
             session: 1,
             version: VERSION,
         };
