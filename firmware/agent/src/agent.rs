@@ -123,7 +123,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
         let mut slots = Vec::new();
         slots.resize_default(cpus).map_err(|_| AgentError::TooManyCpus { cpus })?;
         let control = SlotWriter::after(bindings.control);
-        let bindings_version = bindings.version;
+        let version = bindings.version;
         Ok(Self {
             extension,
             bindings,
@@ -131,7 +131,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             slots,
             control,
             order: 0,
-            order_mask: if bindings_version >= (Version { major: 1, minor: 1 }) { u32::MAX } else { 0 },
+            order_mask: if version >= (Version { major: 1, minor: 1 }) { u32::MAX } else { 0 },
             group: 0,
             doorbells: 0,
             unknown: 0,
