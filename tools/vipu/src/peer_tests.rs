@@ -152,6 +152,8 @@ fn a_vector_that_is_no_eventfd_is_an_error_when_waited_for() {
 }
 
 proptest! {
+    #![proptest_config(crate::seed::cases(256))]
+
     /// Whatever a server says, a peer ends in itself or in an error.
     #[test]
     fn random_messages_never_panic(messages in prop::collection::vec((-2i64..5, any::<bool>()), 0..24)) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 use memmap2::MmapRaw;
+use neap_hal::soc::window as hal;
 use rustix::fs::FallocateFlags;
 use thiserror::Error;
 
@@ -145,6 +146,14 @@ impl Mapping {
     /// Length in bytes.
     pub fn bytes(&self) -> usize {
         self.map.len()
+    }
+
+    /// The mapping as a claim, from which checked regions are cut.
+    pub fn claim(&self) -> hal::Window<'_> {
+        // SAFETY: the mapping is as long as it says and lives while it is borrowed; its bytes are given out as
+        // atomics only. A file that somebody shortens is a SIGBUS, not a wrong access.
+        unsafe { hal::Window::new(self.map.as_mut_ptr(), self.map.len()) }
+            .expect("a mapping is never at address 0")
     }
 
     /// Which file this is (device, inode): two mappings of one file are the same memory.

@@ -1,5 +1,7 @@
 //! The server with peers that are well, dead, deaf and mad.
 
+mod seed;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -280,7 +282,7 @@ fn a_window_is_a_bar_or_nothing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(seed::cases(24))]
 
     /// Clients that send random bytes, read a random part and die in a random order never hurt a good one.
     #[test]
