@@ -1,5 +1,6 @@
 //! Building the firmware, and what its ELF loads.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -73,27 +74,41 @@ pub fn build(kind: &Kind) -> Result<FirmwareImage> {
 
 /// As [`build`], with cargo features of the image's package.
 pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
+    let mut options = vec!["--package", kind.package(), "--bin", kind.bin()];
+    let features = features.join(",");
+    if !features.is_empty() {
+        options.extend(["--features", &features]);
+    }
+    let mut programs = build_programs(kind.bin(), &options)?;
+    let elf = programs.remove(kind.bin());
+    let elf = elf.with_context(|| format!("cargo built no program {} in {}", kind.bin(), kind.package()))?;
+    FirmwareImage::open(&elf)
+}
+
+/// Builds all programs of `qemu-tests`, by name.
+pub fn build_tests() -> Result<BTreeMap<String, FirmwareImage>> {
+    let programs =
+        build_programs("qemu-tests", &["--package", Kind::Test(String::new()).package(), "--bins"])?;
+    programs.into_iter().map(|(name, elf)| Ok((name, FirmwareImage::open(&elf)?))).collect()
+}
+
+fn build_programs(what: &str, options: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
     setup::target()?;
     let mut command = Command::new(cargo());
     command
         .current_dir(paths::root())
         .args(["build", "--message-format=json-render-diagnostics", "--target", TARGET, "--profile", PROFILE])
-        .args(["--package", kind.package(), "--bin", kind.bin()]);
-    if !features.is_empty() {
-        command.args(["--features", &features.join(",")]);
-    }
-    let mut build = Build { step: None, kind, elf: None };
+        .args(options);
+    let mut build = Build { step: None, what, programs: BTreeMap::new() };
     let finished = process::run(&mut command, Limits::total(1200), &mut build)?;
     if !finished.ok() {
         let remarks: Vec<&str> = finished.all.lines().filter(|line| !line.starts_with('{')).collect();
-        bail!("the firmware ({}) does not build: {}\n{}", kind.bin(), finished.verdict(), remarks.join("\n"));
+        bail!("{what} does not build for the card: {}\n{}", finished.verdict(), remarks.join("\n"));
     }
     if let Some(step) = build.step {
         step.done();
     }
-    let elf =
-        build.elf.with_context(|| format!("cargo built no program {} in {}", kind.bin(), kind.package()))?;
-    FirmwareImage::open(&elf)
+    Ok(build.programs)
 }
 
 /// The cargo that runs us, else the one in `$PATH`.
@@ -105,8 +120,8 @@ pub fn cargo() -> String {
 struct Build<'a> {
     /// From the first crate that is really compiled: a build with nothing to do says nothing.
     step: Option<Step>,
-    kind: &'a Kind,
-    elf: Option<PathBuf>,
+    what: &'a str,
+    programs: BTreeMap<String, PathBuf>,
 }
 
 /// One line of `--message-format=json`, as far as it matters here.
@@ -127,17 +142,17 @@ impl Watch for Build<'_> {
     fn line(&mut self, stream: Stream, line: &str) {
         match stream {
             Stream::Err if line.trim_start().starts_with("Compiling") => {
-                let kind = self.kind;
-                let step = self.step.get_or_insert_with(|| Step::start(format!("building {}", kind.bin())));
+                let what = self.what;
+                let step =
+                    self.step.get_or_insert_with(|| Step::start(format!("building {what} for the card")));
                 step.note(line);
             }
             Stream::Err => {}
             Stream::Out => {
                 if let Ok(Message { executable: Some(elf), target: Some(target) }) =
                     serde_json::from_str(line)
-                    && target.name == self.kind.bin()
                 {
-                    self.elf = Some(elf);
+                    self.programs.insert(target.name, elf);
                 }
             }
         }

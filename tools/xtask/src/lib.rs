@@ -7,8 +7,11 @@
 pub mod bench;
 pub mod budget;
 pub mod firmware;
+pub mod machine;
 pub mod panicfree;
 pub mod paths;
 pub mod process;
 pub mod progress;
+pub mod qemu_run;
 pub mod setup;
+pub mod test;

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the command for developers.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -15,16 +16,32 @@ struct Cli {
 enum Command {
     /// Check what building and running need, and install what is missing.
     Setup,
+    /// Run every proof of the project, in order; the first failure ends it.
+    Test {
+        /// Only this stage; may be given several times.
+        #[arg(long, value_name = "STAGE")]
+        only: Vec<String>,
+        /// Print the stages and run none.
+        #[arg(long)]
+        list: bool,
+    },
     /// Measure one thing against its budget.
     Bench {
         #[command(subcommand)]
         bench: xtask::bench::Bench,
     },
+    /// Boot an ELF on the virtual IPU: cargo's runner for the card.
+    QemuRun {
+        /// The firmware.
+        elf: PathBuf,
+        /// Words of its command line.
+        words: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // The chain of causes, and no backtrace: what went wrong lies in the checkout or the machine, not in here.
             eprintln!("error: {error:#}");
@@ -33,9 +50,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<()> {
+fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::Setup => xtask::setup::all(),
-        Command::Bench { bench } => xtask::bench::run(bench),
+        Command::Setup => xtask::setup::all()?,
+        Command::Test { list: true, .. } => xtask::test::list(),
+        Command::Test { only, list: false } => xtask::test::run(&only)?,
+        Command::Bench { bench } => xtask::bench::run(bench)?,
+        Command::QemuRun { elf, words } => {
+            let status = xtask::qemu_run::run(&elf, &words)?;
+            // A status beyond a byte is a failure still.
+            return Ok(u8::try_from(status).map_or(ExitCode::FAILURE, ExitCode::from));
+        }
     }
+    Ok(ExitCode::SUCCESS)
 }

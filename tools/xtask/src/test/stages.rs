@@ -1,0 +1,324 @@
+//! The stages that run cargo, and the checks on the firmware's image.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::{Counts, Verdict};
+use crate::budget::Budget;
+use crate::firmware::{self, Kind, TARGET, cargo};
+use crate::process::{self, End, Finished, Limits, Stream, Watch};
+use crate::progress::Step;
+use crate::{panicfree, paths, setup};
+
+/// The crates that the card runs: each builds without `std`.
+const CARD_CRATES: [&str; 7] =
+    ["neap-abi", "neap-queue", "neap-hal", "neap-agent", "neap-policies", "neap-agent-fifo", "neap-runtime"];
+/// What builds for the card only.
+const CARD_ONLY: [&str; 2] = ["neap-runtime", "neap-qemu-tests"];
+/// Bound of one cargo command, from an empty target directory on two slow cores.
+const CARGO: Limits = Limits::total(1800);
+/// Lines of a culprit's output that are shown.
+const TAIL: usize = 200;
+
+/// `cargo`, in the checkout.
+fn in_checkout(args: &[&str]) -> Command {
+    let mut command = Command::new(cargo());
+    command.current_dir(paths::root()).args(args);
+    command
+}
+
+/// Runs one command as a step that shows what it is at.
+fn step(what: &str, command: &mut Command, limits: Limits) -> Result<(Finished, Counts)> {
+    let mut tests = Tests { step: Step::start(what), counts: Counts::default() };
+    let finished = process::run(command, limits, &mut tests)?;
+    if finished.ok() {
+        tests.step.done();
+    }
+    Ok((finished, tests.counts))
+}
+
+/// Counts libtest's tests while they run.
+struct Tests {
+    step: Step,
+    counts: Counts,
+}
+
+impl Watch for Tests {
+    fn line(&mut self, _stream: Stream, line: &str) {
+        self.step.note(line);
+        self.counts += tests_in(line).unwrap_or_default();
+    }
+
+    fn tick(&mut self) {
+        self.step.tick();
+    }
+}
+
+/// Counts of libtest's closing line: "test result: ok. 27 passed; 0 failed; 1 ignored; …".
+fn tests_in(line: &str) -> Option<Counts> {
+    let (_, figures) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let figure = |name: &str| {
+        figures.split(';').find_map(|part| part.trim().strip_suffix(name)?.trim().parse::<u64>().ok())
+    };
+    Some(Counts { passed: figure("passed")?, failed: figure("failed")?, skipped: figure("ignored")? })
+}
+
+/// One command that holds or does not.
+fn one(verdict: &mut Verdict, what: &str, command: &mut Command) -> Result<()> {
+    let (finished, _) = step(what, command, CARGO)?;
+    if finished.ok() {
+        verdict.pass();
+    } else {
+        verdict.fail(format!("{what}: {}\n{}", finished.verdict(), finished.tail(TAIL)));
+    }
+    Ok(())
+}
+
+/// Tests that libtest counts.
+fn tests(what: &str, command: &mut Command, limits: Limits) -> Result<Verdict> {
+    let (finished, counts) = step(what, command, limits)?;
+    let mut verdict = Verdict { counts, ..Verdict::default() };
+    if !finished.ok() {
+        verdict.failure = Some(format!("{what}: {}\n{}", finished.verdict(), finished.tail(TAIL)));
+    } else if counts.passed == 0 {
+        verdict.fail(format!("{what}: not one test was run\n{}", finished.tail(TAIL)));
+    }
+    if counts.skipped > 0 {
+        verdict.remarks.push(format!("{} tests are marked to be ignored", counts.skipped));
+    }
+    Ok(verdict)
+}
+
+pub(super) fn fmt() -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    one(&mut verdict, "checking the form (cargo fmt)", &mut in_checkout(&["fmt", "--all", "--check"]))?;
+    Ok(verdict)
+}
+
+pub(super) fn clippy() -> Result<Verdict> {
+    setup::target()?;
+    let mut verdict = Verdict::default();
+    let mut host = in_checkout(&["clippy", "--all-targets", "--", "-D", "warnings"]);
+    one(&mut verdict, "linting for the host (cargo clippy)", &mut host)?;
+    if verdict.failing() {
+        return Ok(verdict);
+    }
+    let mut card = in_checkout(&["clippy", "--target", TARGET]);
+    for name in CARD_CRATES.iter().chain(&CARD_ONLY[1..]) {
+        card.args(["-p", name]);
+    }
+    card.args(["--", "-D", "warnings"]);
+    one(&mut verdict, "linting for the card (cargo clippy)", &mut card)?;
+    Ok(verdict)
+}
+
+pub(super) fn unit() -> Result<Verdict> {
+    // Some of the tests build for the card.
+    setup::all()?;
+    tests("testing on the host (cargo test)", &mut in_checkout(&["test"]), CARGO)
+}
+
+pub(super) fn loom() -> Result<Verdict> {
+    let mut command = in_checkout(&["test", "-p", "neap-queue", "--release", "--test", "loom"]);
+    // Its own directory: the flag would have all else built anew.
+    command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target_dir().join("loom"));
+    tests("exploring interleavings (loom)", &mut command, CARGO)
+}
+
+pub(super) fn miri() -> Result<Verdict> {
+    let miri = match setup::miri() {
+        Ok(miri) => miri,
+        Err(error) => return Ok(Verdict::skipped(format!("skipped: {error:#}"))),
+    };
+    let mut command = miri.command();
+    command.args(["test", "-p", "neap-abi", "-p", "neap-queue", "--lib", "--tests"]);
+    command.env("CARGO_TARGET_DIR", paths::target_dir().join("miri"));
+    // Seeds come from the system, and a failing one is written down.
+    command.env("MIRIFLAGS", "-Zmiri-disable-isolation");
+    tests("interpreting the wire and the ring (miri)", &mut command, CARGO)
+}
+
+pub(super) fn nostd() -> Result<Verdict> {
+    setup::target()?;
+    let mut verdict = Verdict::default();
+    for name in CARD_CRATES {
+        // One by one: together, a crate could live on a feature that another one asks for.
+        let mut build = in_checkout(&["build", "--target", TARGET, "-p", name, "--lib"]);
+        one(&mut verdict, &format!("building {name} alone for the card"), &mut build)?;
+        if verdict.failing() {
+            return Ok(verdict);
+        }
+        let mut tree = in_checkout(&["tree", "-p", name, "--target", TARGET, "--prefix", "none"]);
+        tree.args(["-e", "features,no-dev,no-build,no-proc-macro"]);
+        let tree = process::output(&mut tree, Limits::total(120))?;
+        match std_features(&tree) {
+            leaks if leaks.is_empty() => verdict.pass(),
+            leaks => verdict
+                .fail(format!("{name} is built with {}", leaks.into_iter().collect::<Vec<_>>().join(", "))),
+        }
+    }
+    Ok(verdict)
+}
+
+/// The `std` features in `cargo tree -e features`.
+fn std_features(tree: &str) -> BTreeSet<String> {
+    let lines = tree.lines().map(|line| line.trim_end_matches("(*)").trim_end());
+    lines.filter(|line| line.ends_with("feature \"std\"")).map(str::to_owned).collect()
+}
+
+pub(super) fn image() -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let allowed = Budget::load()?.image_loaded_bytes_max;
+    let image = firmware::build(&Kind::Runtime)?;
+    let loaded = image.loaded_bytes;
+    verdict.remarks.push(format!("{loaded} B loaded of {allowed} B, {} B of memory", image.memory_bytes));
+    if loaded <= allowed {
+        verdict.pass();
+    } else {
+        verdict.fail(format!("the image loads {loaded} B; budget.toml allows {allowed} B"));
+    }
+    let bytes = fs::read(&image.elf).with_context(|| format!("{} can't be read", image.elf.display()))?;
+    let report = panicfree::check(&bytes, &panicfree::ROOTS)?;
+    verdict.remarks.push(format!("the decision path is {} functions", report.functions));
+    if report.findings.is_empty() {
+        verdict.pass();
+    } else {
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        verdict.fail(findings.join("\n"));
+    }
+    Ok(verdict)
+}
+
+pub(super) fn path() -> Result<Verdict> {
+    setup::llvm()?;
+    let mut verdict = Verdict::default();
+    let program = std::env::current_exe().context("this program's own path")?;
+    let mut bench = Command::new(program);
+    bench.current_dir(paths::root()).args(["bench", "path", "--json"]);
+    let (finished, _) = step("measuring the decision path (bench path)", &mut bench, CARGO)?;
+    if !finished.ok() {
+        verdict.fail(format!("bench path: {}\n{}", finished.verdict(), finished.tail(TAIL)));
+        return Ok(verdict);
+    }
+    let figures: Value = serde_json::from_str(&finished.out).context("bench path --json prints no JSON")?;
+    verdict.remarks.push(figures.to_string());
+    verdict.pass();
+    Ok(verdict)
+}
+
+/// Seconds that `neap run` is driven for.
+const RUN_SECONDS: u64 = 5;
+/// Decisions in that time that show that it is at work; a tenth of what a loaded two-core machine makes.
+const RUN_DECISIONS_MIN: u64 = 500;
+
+pub(super) fn run() -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let mut keys = Vec::new();
+    for (what, on_host) in [("on the virtual IPU", None), ("on the host", Some("--on-host"))] {
+        let mut neap =
+            in_checkout(&["run", "--quiet", "--release", "--package", "neap", "--", "run", "--json"]);
+        neap.args(["--seconds", &RUN_SECONDS.to_string()]).args(on_host);
+        let (finished, _) = step(&format!("neap run {what}"), &mut neap, CARGO)?;
+        if !finished.ok() {
+            verdict.fail(format!("neap run {what}: {}\n{}", finished.verdict(), finished.tail(TAIL)));
+            return Ok(verdict);
+        }
+        let report: Value = serde_json::from_str(&finished.out)
+            .with_context(|| format!("neap run {what} prints no JSON: {}", finished.tail(20)))?;
+        match accepted(&report) {
+            Ok(checks) => verdict.counts += Counts::passed(checks),
+            Err(error) => verdict.fail(format!("neap run {what}: {error:#}\n{report:#}")),
+        }
+        verdict.remarks.push(format!("{} decisions {what}", report["decisions"]));
+        keys.push(key_set(&report));
+    }
+    if keys[0] == keys[1] {
+        verdict.pass();
+    } else {
+        let apart: Vec<_> = keys[0].symmetric_difference(&keys[1]).cloned().collect();
+        verdict.fail(format!("the two reports differ in their keys: {}", apart.join(", ")));
+    }
+    Ok(verdict)
+}
+
+/// Checks a report of `neap run`; the number of checks that held.
+fn accepted(report: &Value) -> Result<u64> {
+    let checks: [(&str, fn(u64) -> bool, &str); 4] = [
+        ("tasks_lost", |lost| lost == 0, "0"),
+        ("fifo_violations", |violations| violations == 0, "0"),
+        ("decisions", |decisions| decisions >= RUN_DECISIONS_MIN, "hundreds"),
+        ("prestage_hits", |hits| hits > 0, "some"),
+    ];
+    for (key, holds, wanted) in checks {
+        let value = report.get(key).with_context(|| format!("the report has no {key}"))?;
+        let value = value.as_u64().with_context(|| format!("{key} is {value}, which is no count"))?;
+        if !holds(value) {
+            bail!("{key} is {value}, and {wanted} is wanted");
+        }
+    }
+    Ok(checks.len() as u64)
+}
+
+/// The names of a report's figures.
+fn key_set(report: &Value) -> BTreeSet<String> {
+    report.as_object().map(|object| object.keys().cloned().collect()).unwrap_or_default()
+}
+
+/// How a program ended, as a status for [`Case::judge`](super::cases::Case::judge).
+pub(super) fn exit_code(finished: &Finished) -> Option<i32> {
+    match finished.end {
+        End::Exited(status) => status.code(),
+        End::Silent(_) | End::TooLong(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn libtest_s_closing_line_is_counted() {
+        let line =
+            "test result: ok. 27 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.51s";
+        assert_eq!(tests_in(line), Some(Counts { passed: 27, failed: 0, skipped: 1 }));
+        let line = "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(tests_in(line), Some(Counts { passed: 3, failed: 2, skipped: 0 }));
+        assert_eq!(tests_in("test a::b ... ok"), None);
+        assert_eq!(tests_in("test result: ok. many"), None);
+    }
+
+    #[test]
+    fn a_std_feature_is_found_wherever_it_hides() {
+        let tree = "neap-abi v0.1.0\nthiserror feature \"std\"\nserde feature \"std\" (*)\nserde feature \"alloc\"\n\
+                    std-like v1.0.0\nneap feature \"no_std\"\n";
+        let leaks: Vec<_> = std_features(tree).into_iter().collect();
+        assert_eq!(leaks, ["serde feature \"std\"", "thiserror feature \"std\""]);
+    }
+
+    #[test]
+    fn a_report_is_accepted_for_its_figures_only() {
+        let good = json!({"tasks_lost": 0, "fifo_violations": 0, "decisions": 9000, "prestage_hits": 1});
+        assert_eq!(accepted(&good).unwrap(), 4);
+        let spoilt = [
+            ("tasks_lost", json!(1)),
+            ("fifo_violations", json!(2)),
+            ("decisions", json!(3)),
+            ("prestage_hits", json!(0)),
+            ("tasks_lost", json!(null)),
+            ("decisions", json!("9000")),
+        ];
+        for (key, value) in spoilt {
+            let mut report = good.clone();
+            report[key] = value;
+            let error = accepted(&report).unwrap_err().to_string();
+            assert!(error.contains(key), "{key}: {error}");
+        }
+        assert!(accepted(&json!({})).is_err());
+        assert!(accepted(&json!([1])).is_err());
+    }
+}
