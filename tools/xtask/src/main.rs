@@ -54,7 +54,11 @@ fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::Setup => xtask::setup::all()?,
         Command::Test { list: true, .. } => xtask::test::list(),
-        Command::Test { only, list: false } => xtask::test::run(&only)?,
+        Command::Test { only, list: false } => {
+            if !xtask::test::run(&only)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Bench { bench } => xtask::bench::run(bench)?,
         Command::QemuRun { elf, words } => {
             let status = xtask::qemu_run::run(&elf, &words)?;

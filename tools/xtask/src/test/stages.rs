@@ -27,7 +27,7 @@ const TAIL: usize = 200;
 /// `cargo`, in the checkout.
 fn in_checkout(args: &[&str]) -> Command {
     let mut command = Command::new(cargo());
-    command.current_dir(paths::root()).args(args);
+    command.current_dir(paths::root()).args(args).env("CARGO_TERM_COLOR", "never");
     command
 }
 
@@ -95,7 +95,7 @@ fn tests(what: &str, command: &mut Command, limits: Limits) -> Result<Verdict> {
 
 pub(super) fn fmt() -> Result<Verdict> {
     let mut verdict = Verdict::default();
-    one(&mut verdict, "checking the form (cargo fmt)", &mut in_checkout(&["fmt", "--all", "--check"]))?;
+    one(&mut verdict, "checking the form (cargo fmt)", &mut in_checkout(&["fmt", "--all", "--check", "--", "--color=never"]))?;
     Ok(verdict)
 }
 
@@ -247,17 +247,17 @@ pub(super) fn run() -> Result<Verdict> {
 
 /// Checks a report of `neap run`; the number of checks that held.
 fn accepted(report: &Value) -> Result<u64> {
-    let checks: [(&str, fn(u64) -> bool, &str); 4] = [
-        ("tasks_lost", |lost| lost == 0, "0"),
-        ("fifo_violations", |violations| violations == 0, "0"),
-        ("decisions", |decisions| decisions >= RUN_DECISIONS_MIN, "hundreds"),
-        ("prestage_hits", |hits| hits > 0, "some"),
+    let checks = [
+        ("tasks_lost", 0..=0),
+        ("fifo_violations", 0..=0),
+        ("decisions", RUN_DECISIONS_MIN..=u64::MAX),
+        ("prestage_hits", 1..=u64::MAX),
     ];
-    for (key, holds, wanted) in checks {
+    for (key, wanted) in &checks {
         let value = report.get(key).with_context(|| format!("the report has no {key}"))?;
         let value = value.as_u64().with_context(|| format!("{key} is {value}, which is no count"))?;
-        if !holds(value) {
-            bail!("{key} is {value}, and {wanted} is wanted");
+        if !wanted.contains(&value) {
+            bail!("{key} is {value}, and may be {} to {}", wanted.start(), wanted.end());
         }
     }
     Ok(checks.len() as u64)
