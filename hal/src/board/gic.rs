@@ -47,7 +47,7 @@ impl Layout {
 }
 
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
-pub use driver::{CoreInterface, Gic, GicError, MessageFrame};
+pub use driver::{CoreInterface, Gic, GicError, MessageFrame, Target};
 
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
 mod driver {
@@ -56,15 +56,16 @@ mod driver {
     use core::ptr::NonNull;
 
     use aarch64_cpu::registers::{MPIDR_EL1, Readable};
-    use arm_gic::gicv2::GicV2;
     use arm_gic::gicv2::registers::{Gicc, Gicd};
-    use arm_gic::gicv3::{GicCpuInterface, GicV3};
+    use arm_gic::gicv2::{self, GicV2};
+    use arm_gic::gicv3::{self, GicCpuInterface, GicV3, SgiTargetGroup};
     use arm_gic::{IntId, InterruptGroup, Trigger};
     use safe_mmio::fields::{ReadPure, ReadPureWrite};
     use safe_mmio::{UniqueMmioPointer, field, field_shared};
     use spin::mutex::SpinMutex;
 
     use super::Layout;
+    use crate::cpu::barrier;
     use crate::cpu::timer::Timer;
 
     /// The lowest priority there is: nothing is masked by its priority.
@@ -112,6 +113,9 @@ mod driver {
     }
 
     impl Gic {
+        /// The software-generated interrupt by which cores wake each other.
+        pub const WAKE: u32 = 0;
+
         /// Sets the controller up, on the first of `cores` cores. Nothing is enabled yet.
         ///
         /// # Errors
@@ -151,12 +155,14 @@ mod driver {
         /// [`GicError::NoRedistributor`], [`GicError::BadInterrupt`].
         pub fn join(&self) -> Result<CoreInterface, GicError> {
             let timer = IntId::ppi(Timer::PPI);
+            let wake = IntId::sgi(Self::WAKE);
             let refused = GicError::BadInterrupt(timer.raw_value());
             match &mut *self.driver.lock() {
                 Driver::V2 { gic, distributor, cpu_interface } => {
                     gic.setup();
                     gic.set_priority_mask(NO_PRIORITY_MASK);
                     gic.enable_interrupt(timer, true).map_err(|_| refused)?;
+                    gic.enable_interrupt(wake, true).map_err(|_| refused)?;
                     // The targets of interrupt 0 read as the reading core's own bit (IHI 0048 4.3.12).
                     let target = target_register(*distributor, 0).ok_or(GicError::NoAddress)?.read();
                     Ok(CoreInterface::V2 {
@@ -174,8 +180,41 @@ mod driver {
                     GicCpuInterface::set_priority_mask(NO_PRIORITY_MASK);
                     GicCpuInterface::enable_group1(true);
                     gic.enable_interrupt(timer, Some(index), true).map_err(|_| refused)?;
+                    gic.enable_interrupt(wake, Some(index), true).map_err(|_| refused)?;
                     Ok(CoreInterface::V3 { mpidr })
                 }
+            }
+        }
+
+        /// Ends the sleep of the core `target`, as soon as it sleeps; all stores before are visible to it then.
+        pub fn wake(&self, target: Target) {
+            let wake = IntId::sgi(Self::WAKE);
+            match (&mut *self.driver.lock(), target) {
+                (Driver::V2 { gic, .. }, Target::V2(mask)) => {
+                    barrier::publish_before_doorbell();
+                    gic.send_sgi(
+                        wake,
+                        gicv2::SgiTarget::List {
+                            target_list_filter: gicv2::SgiTargetListFilter::CPUTargetList,
+                            target_list: mask.into(),
+                        },
+                    );
+                }
+                (Driver::V3 { .. }, Target::V3(mpidr)) => {
+                    // A store to a system register is ordered after memory by a DSB only.
+                    barrier::complete_tables();
+                    let [affinity0, affinity1, affinity2, _, affinity3, ..] = mpidr.to_le_bytes();
+                    let target = gicv3::SgiTarget::List {
+                        affinity3,
+                        affinity2,
+                        affinity1,
+                        target_list: 1 << (affinity0 & 0xf),
+                    };
+                    // The only error is an interrupt that is not software-generated, which this one is.
+                    let _ = GicCpuInterface::send_sgi(wake, target, SgiTargetGroup::CurrentGroup1);
+                }
+                // A target of another controller, which no core of this machine has given out.
+                _ => {}
             }
         }
 
@@ -234,7 +273,24 @@ mod driver {
         },
     }
 
+    /// A core, as [`Gic::wake`] names it.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Target {
+        /// GICv2: its bit.
+        V2(u8),
+        /// GICv3: its affinity.
+        V3(u64),
+    }
+
     impl CoreInterface {
+        /// This core's name for others.
+        pub fn target(&self) -> Target {
+            match self {
+                Self::V2 { target, .. } => Target::V2(*target),
+                Self::V3 { mpidr } => Target::V3(*mpidr),
+            }
+        }
+
         /// Acknowledges one pending interrupt and ends it: its number, or `None` when none is pending. A
         /// level-triggered one, as the timer's, comes back unless its cause was removed before.
         pub fn take(&mut self) -> Option<u32> {

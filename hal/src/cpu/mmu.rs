@@ -257,7 +257,7 @@ mod tables {
             let index = TAKEN.fetch_add(1, Ordering::Relaxed).min(TABLES - 1);
             // SAFETY: the index is in bounds, and each is handed out once, so no reference to this table exists
             // (the last one may be handed out again, but then `build` fails and its tables are never used).
-            let table = unsafe { &mut *(&raw mut POOL.0[index]) };
+            let table = unsafe { &mut POOL.0[index] };
             let table = NonNull::from(table.write(PageTable::EMPTY));
             (table, PhysicalAddress(table.as_ptr().expose_provenance()))
         }

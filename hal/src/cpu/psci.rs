@@ -45,15 +45,25 @@ pub fn start_core(conduit: Conduit, core: usize, mpidr: u64, map: Root) -> Resul
     .map_err(|reason| StartError::Refused { core, mpidr, reason })
 }
 
-/// Whether firmware says that the core `mpidr` is on.
-pub fn is_on(conduit: Conduit, mpidr: u64) -> bool {
-    matches!(
-        match conduit {
-            Conduit::Hvc => psci::affinity_info::<Hvc>(mpidr, LowestAffinityLevel::All),
-            Conduit::Smc => psci::affinity_info::<Smc>(mpidr, LowestAffinityLevel::All),
-        },
-        Ok(psci::AffinityState::On)
-    )
+/// Whether firmware says that the core `mpidr` is off, and can be started.
+pub fn is_off(conduit: Conduit, mpidr: u64) -> bool {
+    state(conduit, mpidr) == Ok(psci::AffinityState::Off)
+}
+
+/// Turns this core off. Returns only if firmware refuses.
+pub fn core_off(conduit: Conduit) {
+    // The result is the refusal, and there is nobody left to act on it but the caller.
+    let _ = match conduit {
+        Conduit::Hvc => psci::cpu_off::<Hvc>(),
+        Conduit::Smc => psci::cpu_off::<Smc>(),
+    };
+}
+
+fn state(conduit: Conduit, mpidr: u64) -> Result<psci::AffinityState, psci::Error> {
+    match conduit {
+        Conduit::Hvc => psci::affinity_info::<Hvc>(mpidr, LowestAffinityLevel::All),
+        Conduit::Smc => psci::affinity_info::<Smc>(mpidr, LowestAffinityLevel::All),
+    }
 }
 
 /// Turns the machine off. Returns only if firmware refuses.

@@ -112,7 +112,8 @@ fn msix_goes_on_and_off() {
 
 #[test]
 fn liars_are_named_and_left_deaf() {
-    let lies: [(&str, fn(&mut Function)); 8] = [
+    type Lie = (&'static str, fn(&mut Function));
+    let lies: [Lie; 8] = [
         ("BAR 0", |f| f.registers[4] = 1),
         ("BAR 0", |f| f.writable[4] = 0),
         ("BAR 1", |f| f.writable[5] = 0xffff_0ff0),

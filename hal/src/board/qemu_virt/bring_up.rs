@@ -3,15 +3,18 @@
 use core::ptr::NonNull;
 
 use heapless::Vec;
+use safe_mmio::UniqueMmioPointer;
 
 use super::{Board, TreeError, find_tree};
 use crate::board::console;
 use crate::board::gic::{CoreInterface, Gic, GicError, MessageFrame};
 use crate::board::pci::ecam::{BUS_SIZE, Ecam};
+use crate::board::pci::msix_table::{self, Entry};
 use crate::board::pci::{self, Allocator, Ivshmem, PciError};
 use crate::cpu::boot;
 use crate::cpu::mmu::{self, PlanError, Root};
 use crate::cpu::timer::{BadFrequency, Timer};
+use crate::soc::msix::DoorbellPage;
 
 /// Where every `virt` has its PL011: so that a tree which can't be read can be complained about.
 const CONSOLE: usize = 0x0900_0000;
@@ -36,6 +39,46 @@ pub struct Machine {
     pub configuration: Ecam,
     /// The timer, disarmed.
     pub timer: Timer,
+    /// The functions whose doorbells have been taken, a bit each.
+    doorbells_taken: u32,
+}
+
+impl Machine {
+    /// The doorbells of the `index`th ivshmem function: once, `None` the second time or when there is none.
+    pub fn take_doorbells(&mut self, index: usize) -> Option<DoorbellPage<'static>> {
+        let function = self.functions.get(index)?;
+        if self.doorbells_taken >> index & 1 == 1 {
+            return None;
+        }
+        let registers =
+            NonNull::new(core::ptr::with_exposed_provenance_mut(function.doorbell_page as usize))?;
+        self.doorbells_taken |= 1 << index;
+        // SAFETY: an ivshmem function's BAR 0, assigned and mapped as registers by `bring_up`, and given out once.
+        Some(DoorbellPage::new(unsafe { UniqueMmioPointer::new(registers) }))
+    }
+
+    /// Lets the host raise interrupts through the `index`th ivshmem function: its vector *n* becomes the message frame's
+    /// *n*th interrupt. Returns for how many vectors; 0 where no frame is (GICv3).
+    ///
+    /// # Errors
+    /// As [`pci::enable_msix`].
+    pub fn receive_vectors(&mut self, index: usize) -> Result<u16, PciError> {
+        let (Some(frame), Some(function)) = (self.message_frame, self.functions.get(index)) else {
+            return Ok(0);
+        };
+        let count = function.vectors.min(frame.count.try_into().unwrap_or(u16::MAX));
+        let table = core::ptr::with_exposed_provenance_mut::<Entry>(function.msix_table as usize);
+        for vector in 0..count {
+            if let Some(entry) = NonNull::new(table.wrapping_add(usize::from(vector))) {
+                // SAFETY: `assign` checked that the table has as many entries; `bring_up` mapped it as registers; `&mut
+                // self` keeps other users away, and there are no others.
+                let entry = unsafe { UniqueMmioPointer::new(entry) };
+                msix_table::aim(entry, frame.address, frame.first + u32::from(vector));
+            }
+        }
+        pci::enable_msix(&mut self.configuration, function.address, true)?;
+        Ok(count)
+    }
 }
 
 /// Why a machine can't be brought up.
@@ -115,5 +158,15 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
     let interface = gic.join()?;
     // SAFETY: as above.
     let message_frame = unsafe { MessageFrame::find(&board.gic) };
-    Ok(Machine { timer: Timer::new()?, board, map, gic, interface, message_frame, functions, configuration })
+    Ok(Machine {
+        timer: Timer::new()?,
+        board,
+        map,
+        gic,
+        interface,
+        message_frame,
+        functions,
+        configuration,
+        doorbells_taken: 0,
+    })
 }

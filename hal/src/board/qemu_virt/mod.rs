@@ -105,7 +105,7 @@ pub unsafe fn find_tree(x0: u64) -> Result<&'static [u8], TreeError> {
     /// What QEMU reserves for it, and what the boot protocol of Linux allows.
     const SIZE_MAX: u32 = 2 << 20;
 
-    let address = if x0 != 0 && x0 % 8 == 0 { x0 } else { TREE_OF_ELF };
+    let address = if x0 != 0 && x0.is_multiple_of(8) { x0 } else { TREE_OF_ELF };
     let start = core::ptr::with_exposed_provenance::<u8>(address as usize);
     // SAFETY: the caller's promise, for the eight bytes of magic and size; the address is 8-aligned.
     let [magic, size] = unsafe { start.cast::<[u32; 2]>().read() }.map(u32::from_be);

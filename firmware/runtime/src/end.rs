@@ -1,0 +1,156 @@
+//! How a core ends: with an epitaph in the window, alone, and with its last words on the console if it was the
+//! supervisor.
+
+use core::alloc::Layout;
+use core::fmt::{self, Write};
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+
+use neap_abi::{AgentControl, Cause, Epitaph};
+use neap_hal::board::console;
+use neap_hal::cpu::exception::{Frame, Kind};
+use neap_hal::cpu::{CORES_MAX, power, psci};
+
+use crate::cores;
+use crate::session::CoreState;
+
+/// Exit statuses of a simulator that ends with its supervisor (`neap.exit=1`).
+pub mod status {
+    /// A panic.
+    pub const PANIC: u8 = 101;
+    /// An exception.
+    pub const EXCEPTION: u8 = 102;
+    /// An allocation that could not be.
+    pub const ALLOCATION: u8 = 103;
+    /// The machine could not be brought up.
+    pub const NO_MACHINE: u8 = 104;
+}
+
+static ENDING: [AtomicBool; CORES_MAX] = [const { AtomicBool::new(false) }; CORES_MAX];
+
+/// A core that is started again may end again.
+pub fn reset(core: usize) {
+    if let Some(ending) = ENDING.get(core) {
+        ending.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Text cut at what an epitaph holds.
+struct Cut {
+    bytes: [u8; 128],
+    length: usize,
+}
+
+impl Cut {
+    fn new(args: fmt::Arguments<'_>) -> Self {
+        let mut cut = Self { bytes: [0; 128], length: 0 };
+        // It takes what fits and reports no error.
+        let _ = cut.write_fmt(args);
+        cut
+    }
+
+    fn text(&self) -> &str {
+        let bytes = self.bytes.get(..self.length).unwrap_or_default();
+        core::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+impl Write for Cut {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for char in text.chars() {
+            let end = self.length + char.len_utf8();
+            let Some(place) = self.bytes.get_mut(self.length..end) else { break };
+            char.encode_utf8(place);
+            self.length = end;
+        }
+        Ok(())
+    }
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    let (file, line) = info.location().map_or(("", 0), |location| (location.file(), location.line()));
+    let mut epitaph = Epitaph::new(Cause::Panic, power::core() as u8);
+    epitaph.set_source(file, line, Cut::new(format_args!("{}", info.message())).text());
+    end(epitaph, status::PANIC)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn neap_exception(frame: &mut Frame) {
+    let (cause, what) = match frame.kind() {
+        Kind::Synchronous => (Cause::Synchronous, frame.syndrome().name()),
+        Kind::SError => (Cause::SystemError, "SError"),
+        Kind::Irq | Kind::Fiq => (Cause::Interrupt, "interrupts are masked, and yet one came"),
+    };
+    let mut epitaph = Epitaph::new(cause, power::core() as u8);
+    epitaph.esr = frame.esr;
+    epitaph.elr = frame.elr;
+    epitaph.far = frame.far;
+    epitaph.spsr = frame.spsr;
+    epitaph.registers[..31].copy_from_slice(&frame.x);
+    epitaph.registers[31] = frame.sp;
+    epitaph.set_source("", 0, what);
+    end(epitaph, status::EXCEPTION)
+}
+
+/// Ends a core that asked for memory in vain.
+pub fn by_allocation(layout: Layout, why: &str) -> ! {
+    let mut epitaph = Epitaph::new(Cause::Allocation, power::core() as u8);
+    let text = Cut::new(format_args!("{} bytes: {why}", layout.size()));
+    epitaph.set_source("", 0, text.text());
+    end(epitaph, status::ALLOCATION)
+}
+
+/// Ends this core. An agent's is turned off, so that the supervisor can start it again; the supervisor's parks or, where
+/// the command line says so, ends the simulator.
+fn end(mut epitaph: Epitaph, status: u8) -> ! {
+    let number = power::core();
+    // An end within an end leaves the first one's epitaph (and one whose simulator does not end is no simulator).
+    let again = ENDING.get(number).is_none_or(|ending| ending.swap(true, Ordering::Relaxed));
+    if again {
+        power::park();
+    }
+    let shared = cores::shared();
+    if let Some(shared) = shared {
+        epitaph.session = cores::core(number).session.load(Ordering::Relaxed);
+        epitaph.time_ns = shared.timer.now_ns();
+        let line = shared.agent_control.read_any().and_then(|(words, _)| AgentControl::from_payload(&words));
+        epitaph.messages = line.map_or(0, |line| line.credits.into());
+        let region = shared.epitaphs.get(number).and_then(|region| region.slice::<AtomicU8>().ok());
+        for (place, byte) in region.unwrap_or_default().iter().zip(epitaph.to_bytes()) {
+            place.store(byte, Ordering::Relaxed);
+        }
+        fence(Ordering::Release);
+    }
+    if number == 0 {
+        console::print_last_words(format_args!("neap: the supervisor ended: {}\n", Summary(&epitaph)));
+        if shared.is_none_or(|shared| shared.args.exit) {
+            power::exit_simulator(status);
+        }
+        power::park();
+    }
+    cores::core(number).set_state(CoreState::Dead);
+    if let Some(shared) = shared {
+        psci::core_off(shared.conduit);
+    }
+    power::park()
+}
+
+/// An epitaph on one line.
+pub struct Summary<'a>(pub &'a Epitaph);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let epitaph = self.0;
+        write!(f, "core {}: {}: {}", epitaph.core, epitaph.cause.name(), epitaph.text())?;
+        match epitaph.cause {
+            Cause::Panic => write!(f, " ({}:{})", epitaph.file(), epitaph.line),
+            Cause::Allocation => Ok(()),
+            _ => write!(
+                f,
+                " (ELR {:#x}, FAR {:#x}, ESR {:#x}, x30 {:#x}, sp {:#x})",
+                epitaph.elr, epitaph.far, epitaph.esr, epitaph.registers[30], epitaph.registers[31]
+            ),
+        }
+    }
+}
