@@ -1,7 +1,6 @@
 //! A peer that is a process: the worker host, the on-host agent, the DMA engine.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -523,12 +522,6 @@ impl Greeting {
                 Ok(())
             }
         }
-    }
-}
-
-impl From<PeerError> for io::Error {
-    fn from(error: PeerError) -> Self {
-        io::Error::other(error)
     }
 }
 
