@@ -1,4 +1,5 @@
-//! Hands the linker the runtime's script, by its path in the workspace.
+//! Hands the linker the runtime's script, by its path in the workspace, and defmt's to the program that links the
+//! runtime.
 
 use std::env;
 use std::path::Path;
@@ -8,5 +9,6 @@ fn main() {
     println!("cargo::rerun-if-changed={}", script.display());
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none") {
         println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+        println!("cargo::rustc-link-arg-bin=s04_epitaph=-Tdefmt.x");
     }
 }
