@@ -63,6 +63,7 @@ impl From<ClaimError> for WindowError {
 ///
 /// # Safety
 /// `range` is memory shared with the host, mapped, and reached by nobody here but through what this returns. Once.
+#[inline(never)]
 pub unsafe fn lay_out(
     range: &Range<u64>,
     cores: u16,

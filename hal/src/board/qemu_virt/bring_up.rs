@@ -114,6 +114,7 @@ pub enum BringUpError {
 ///
 /// # Safety
 /// Once, on the first core, with what `neap_primary` was given: the early map is on, and nobody uses a device.
+#[inline(never)]
 pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
     if let Some(registers) = NonNull::new(core::ptr::with_exposed_provenance_mut(CONSOLE)) {
         // SAFETY: a `virt` has a PL011 there, nobody has opened it yet, and both maps have it as registers (the final

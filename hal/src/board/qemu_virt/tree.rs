@@ -59,6 +59,7 @@ pub enum TreeError {
     Argument(#[from] BootArgError),
 }
 
+#[inline(never)]
 pub(super) fn read(bytes: &[u8]) -> Result<Board, TreeError> {
     let tree = Fdt::new(bytes).map_err(|error| TreeError::Damaged(error.kind))?;
     let root = tree.root();
