@@ -95,6 +95,24 @@ impl HostControl {
     }
 }
 
+impl HostControl {
+    /// Whether an IPU of version `ours`, with `slots` decision slots and the `policies` that its image holds, takes this
+    /// host: the version that both speak.
+    ///
+    /// # Errors
+    /// The state that says why not.
+    pub fn admit(&self, ours: Version, slots: u16, policies: &[u32]) -> Result<Version, AgentState> {
+        let version = ours.negotiate(self.version).map_err(|_| AgentState::RefusedVersion)?;
+        if self.cpus == 0 || self.cpus > slots {
+            return Err(AgentState::RefusedCpus);
+        }
+        if !policies.contains(&self.policy) {
+            return Err(AgentState::RefusedPolicy);
+        }
+        Ok(version)
+    }
+}
+
 /// Where an agent stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -232,6 +250,28 @@ mod tests {
             assert_eq!(HostControl::from_payload(&line.to_payload()), Some(line));
         }
         assert_eq!(HostControl::from_payload(&[9, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn a_host_is_admitted_or_told_why_not() {
+        let host = HostControl {
+            command: HostCommand::Attach,
+            peer: 1,
+            cpus: 4,
+            session: 1,
+            version: VERSION,
+            features: 0,
+            policy: policy_id("fifo"),
+        };
+        let admit = |host: HostControl| host.admit(VERSION, 8, &[policy_id("fifo")]);
+        assert_eq!(admit(host), Ok(VERSION));
+        let older = Version { minor: VERSION.minor - 1, ..VERSION };
+        assert_eq!(admit(HostControl { version: older, ..host }), Ok(older));
+        let far = Version { major: 9, ..VERSION };
+        assert_eq!(admit(HostControl { version: far, ..host }), Err(AgentState::RefusedVersion));
+        assert_eq!(admit(HostControl { cpus: 0, ..host }), Err(AgentState::RefusedCpus));
+        assert_eq!(admit(HostControl { cpus: 9, ..host }), Err(AgentState::RefusedCpus));
+        assert_eq!(admit(HostControl { policy: policy_id("lifo"), ..host }), Err(AgentState::RefusedPolicy));
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub enum Outcome {
     CpuStale = 7,
     /// The CPU is offline (CPU_OFFLINE).
     CpuOffline = 8,
-    /// A higher scheduling class holds the CPU (CPU_UNAVAIL).
+    /// A higher scheduling class holds the CPU, or a task that the txn does not ask to preempt (CPU_UNAVAIL).
     CpuUnavailable = 9,
     /// Flags that contradict each other or that this version does not know (INVALID_FLAGS).
     InvalidFlags = 10,

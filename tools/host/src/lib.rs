@@ -1,1 +1,16 @@
-//! the host side in user space
+//! The host's end of the wire in user space (the paper's Table 1, left column), and the worker host.
+//!
+//! 1. The host is the source of truth: [`mechanism`] alone says what a txn does, and a refusal changes nothing.
+//! 2. Every byte of the window that the IPU could write is an allegation. It can make the host refuse and report.
+//! 3. Nothing is lost: what does not fit the ring is counted, and made good by a resync.
+//!
+//! [`link`] is `SEND_MESSAGE`, `REGISTER_IRQ_HANDLER`, `READ_TXN` and `SET_TXN_OUTCOME`; [`worker`] is a host made of
+//! threads, each a host CPU; [`onhost`] runs the very agent that the IPU runs, in this process instead.
+
+pub mod fifo_check;
+pub mod link;
+pub mod mechanism;
+pub mod onhost;
+pub mod report;
+pub mod window;
+pub mod worker;

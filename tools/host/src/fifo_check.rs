@@ -1,0 +1,140 @@
+//! Checks from the host's side that tasks run in the order in which they became runnable. It takes the agent's word
+//! for nothing: a LIFO agent fails it (and a test says so).
+
+use std::collections::BTreeSet;
+
+/// What the agent may do without a violation: a task may start before earlier ones as far as those lie in the other
+/// CPUs' slots, one each; and decisions are made in the order of arrival.
+#[derive(Debug, Default)]
+pub struct FifoCheck {
+    cpus: usize,
+    waiting: BTreeSet<u64>,
+    /// Decision number and arrival of every first-hand commit.
+    decided: Vec<(u32, u64)>,
+    refused: BTreeSet<u64>,
+    violations: u64,
+}
+
+impl FifoCheck {
+    /// A check for an enclave of `cpus` CPUs.
+    #[must_use]
+    pub fn new(cpus: u16) -> Self {
+        Self { cpus: usize::from(cpus), ..Self::default() }
+    }
+
+    /// A task became runnable and the agent is told so as number `arrival`.
+    pub fn arrived(&mut self, arrival: u64) {
+        self.waiting.insert(arrival);
+    }
+
+    /// A waiting task left other than by a decision.
+    pub fn left(&mut self, arrival: u64) {
+        self.waiting.remove(&arrival);
+    }
+
+    /// A decision for the task was refused; it will be decided again, out of turn.
+    pub fn refused(&mut self, arrival: u64) {
+        self.refused.insert(arrival);
+    }
+
+    /// Decision number `order` started the task that arrived as `arrival`.
+    pub fn started(&mut self, arrival: u64, order: u32) {
+        self.waiting.remove(&arrival);
+        let overtaken = self.waiting.range(..arrival).take(self.cpus).count();
+        if overtaken >= self.cpus {
+            self.violations += 1;
+        }
+        if !self.refused.remove(&arrival) && order != 0 {
+            self.decided.push((order, arrival));
+        }
+    }
+
+    /// Tasks that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The agent starts afresh: its decision numbers do too.
+    pub fn restarted(&mut self) {
+        self.violations += self.out_of_order();
+        self.decided.clear();
+        self.refused.clear();
+    }
+
+    /// Violations so far.
+    #[must_use]
+    pub fn violations(&mut self) -> u64 {
+        self.violations + self.out_of_order()
+    }
+
+    fn out_of_order(&mut self) -> u64 {
+        self.decided.sort_unstable();
+        self.decided.windows(2).filter(|pair| pair[0].1 > pair[1].1).count() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fifo_passes() {
+        let mut check = FifoCheck::new(2);
+        for arrival in 1..=100 {
+            check.arrived(arrival);
+        }
+        for (order, arrival) in (1..=100).enumerate() {
+            check.started(arrival, order as u32 + 1);
+        }
+        assert_eq!((check.violations(), check.waiting()), (0, 0));
+    }
+
+    #[test]
+    fn a_task_may_pass_what_lies_in_the_other_slots_and_no_more() {
+        let mut check = FifoCheck::new(3);
+        for arrival in 1..=10 {
+            check.arrived(arrival);
+        }
+        check.started(3, 3);
+        assert_eq!(check.violations(), 0, "1 and 2 lie in the two other slots");
+        check.started(4, 4);
+        assert_eq!(check.violations(), 0);
+        check.arrived(11);
+        check.started(6, 6);
+        assert_eq!(check.violations(), 1, "1, 2 and 5: there are but two other slots");
+    }
+
+    #[test]
+    fn lifo_fails() {
+        let mut check = FifoCheck::new(1);
+        for arrival in 1..=10 {
+            check.arrived(arrival);
+        }
+        for (order, arrival) in (1..=10).rev().enumerate() {
+            check.started(arrival, order as u32 + 1);
+        }
+        assert_eq!(check.violations(), 18, "nine overtake, nine are decided after a later one");
+    }
+
+    #[test]
+    fn decisions_out_of_order_fail_though_starts_are_in_bounds() {
+        let mut check = FifoCheck::new(2);
+        check.arrived(1);
+        check.arrived(2);
+        check.started(2, 1);
+        check.started(1, 2);
+        assert_eq!(check.violations(), 1);
+    }
+
+    #[test]
+    fn a_refused_task_is_decided_again_out_of_turn() {
+        let mut check = FifoCheck::new(2);
+        check.arrived(1);
+        check.arrived(2);
+        check.refused(1);
+        check.started(2, 2);
+        check.started(1, 3);
+        assert_eq!(check.violations(), 0);
+    }
+}

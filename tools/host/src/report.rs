@@ -1,0 +1,157 @@
+//! What a run of the worker host comes to.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// A latency distribution, in µs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Latency {
+    /// Samples.
+    pub count: u64,
+    /// Mean.
+    pub mean_us: f64,
+    /// Median.
+    pub p50_us: f64,
+    /// 90th percentile.
+    pub p90_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// 99.9th percentile.
+    pub p99_9_us: f64,
+    /// Greatest.
+    pub max_us: f64,
+    /// The distribution: values in µs, each with the share of samples at or below it. At most some hundred points.
+    pub cdf: Vec<(f64, f64)>,
+}
+
+impl Latency {
+    /// From a histogram of ns.
+    #[must_use]
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        let us = |ns: u64| ns as f64 / 1e3;
+        let at = |quantile| us(histogram.value_at_quantile(quantile));
+        let cdf = histogram.iter_quantiles(10).map(|step| (us(step.value_iterated_to()), step.quantile()));
+        Self {
+            count: histogram.len(),
+            mean_us: histogram.mean() / 1e3,
+            p50_us: at(0.5),
+            p90_us: at(0.9),
+            p99_us: at(0.99),
+            p99_9_us: at(0.999),
+            max_us: us(histogram.max()),
+            cdf: if histogram.is_empty() { Vec::new() } else { cdf.collect() },
+        }
+    }
+}
+
+/// Counters at a moment, for a live view.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Since the host attached, in ms.
+    pub elapsed_ms: u64,
+    /// Txns committed that run a task.
+    pub decisions: u64,
+    /// Tasks created.
+    pub tasks_created: u64,
+    /// Tasks that ran to their end.
+    pub tasks_finished: u64,
+    /// Tasks that may run and wait.
+    pub queue_depth: u64,
+    /// Request latency so far, in µs.
+    pub request_p50_us: f64,
+    /// As above, 99th percentile.
+    pub request_p99_us: f64,
+    /// Whether the agent is still there.
+    pub agent_alive: bool,
+}
+
+/// The end of an IPU core, as its epitaph tells.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EpitaphReport {
+    /// The core.
+    pub core: u8,
+    /// Why: [`neap_abi::Cause::name`].
+    pub cause: String,
+    /// The message.
+    pub text: String,
+    /// Source file and line of a panic, else the address at fault.
+    pub place: String,
+    /// Messages that its agent had consumed.
+    pub messages: u64,
+}
+
+/// What a run comes to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// From attachment to the end of the drain, in s.
+    pub seconds: f64,
+    /// Host CPUs.
+    pub cpus: u16,
+    /// Messages sent.
+    pub messages: u64,
+    /// Messages that did not fit the ring; each loss is made good by a resync.
+    pub messages_dropped: u64,
+    /// Txns committed that run a task.
+    pub decisions: u64,
+    /// Verdicts, by the outcome's name.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Decisions that lay in the slot when a CPU came to need one.
+    pub prestage_hits: u64,
+    /// Times that a CPU came to need a decision and found none.
+    pub prestage_misses: u64,
+    /// Doorbells that the agent rang.
+    pub doorbells: u64,
+    /// Times that the agent was woken from sleep.
+    pub agent_wakeups: u64,
+    /// From when a task could run and a CPU was free, as told to the agent, until the host committed the decision;
+    /// without prestaged decisions.
+    pub round_trip: Latency,
+    /// From a request's creation to its end.
+    pub request: Latency,
+    /// Tasks created.
+    pub tasks_created: u64,
+    /// Tasks that ran to their end.
+    pub tasks_finished: u64,
+    /// Tasks that were still there when the run ended without an agent.
+    pub tasks_unfinished: u64,
+    /// Tasks that are nowhere, or that a living agent never let finish.
+    pub tasks_lost: u64,
+    /// Tasks that ran to their end twice.
+    pub tasks_doubled: u64,
+    /// Tasks refused because the table was full.
+    pub tasks_rejected: u64,
+    /// Tasks started or decided out of the order of their arrival.
+    pub fifo_violations: u64,
+    /// Resyncs, the first one included.
+    pub resyncs: u64,
+    /// Messages that the agent did not know.
+    pub messages_unknown: u64,
+    /// Number of waiting tasks over time: ms since the start, depth.
+    pub queue_depth: Vec<(u64, u64)>,
+    /// Why the agent ended before the run did, if it did.
+    pub agent_ended: Option<String>,
+    /// Epitaphs of the IPU's cores.
+    pub epitaphs: Vec<EpitaphReport>,
+    /// The ABI version spoken.
+    pub version: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distribution_in_microseconds() {
+        let mut histogram = Histogram::new(3).unwrap();
+        for us in 1..=1000u64 {
+            histogram.record(us * 1000).unwrap();
+        }
+        let latency = Latency::of(&histogram);
+        assert_eq!(latency.count, 1000);
+        assert!((latency.p50_us - 500.0).abs() < 2.0 && (latency.p99_us - 990.0).abs() < 2.0);
+        assert!(latency.cdf.is_sorted_by(|a, b| a.0 <= b.0 && a.1 <= b.1) && latency.cdf.len() > 10);
+        assert!(Latency::of(&Histogram::new(3).unwrap()).cdf.is_empty());
+    }
+}
