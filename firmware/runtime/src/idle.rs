@@ -9,6 +9,9 @@ use neap_hal::cpu::timer::Timer;
 
 use crate::agents::{NAP_NS, SLEEP_NS};
 
+/// Interrupts acknowledged after one sleep at most: more than a core has sources (its timer, its vector, other cores).
+const TAKES_MAX: usize = 8;
+
 /// A core's idleness. Interrupts stay masked: a pending one ends a sleep, and is then acknowledged here.
 pub struct CoreIdle {
     knob: Idle,
@@ -31,7 +34,11 @@ impl CoreIdle {
         irq::wait_for_interrupt();
         // The timer's interrupt is a level: it goes with its cause, before anything is acknowledged.
         self.timer.disarm();
-        while self.interface.take().is_some() {}
+        for _ in 0..TAKES_MAX {
+            if self.interface.take().is_none() {
+                break;
+            }
+        }
     }
 }
 

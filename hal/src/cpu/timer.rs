@@ -73,6 +73,10 @@ mod clock {
         /// [`BadFrequency`] when firmware left a counter frequency that can't be.
         pub fn new() -> Result<Self, BadFrequency> {
             let scale = Scale::new(CNTFRQ_EL0.get())?;
+            // A core that was turned off while its deadline had passed comes back with the timer off and, on QEMU, its
+            // interrupt's line still up: only a change of the enable bit moves it.
+            CNTV_CVAL_EL0.set(u64::MAX);
+            CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::SET);
             CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::CLEAR);
             Ok(Self { scale })
         }

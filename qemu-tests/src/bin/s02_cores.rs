@@ -1,12 +1,15 @@
-//! Every core starts once, on its own stack, sees what others wrote, adds up with them, and wakes when it is called.
+//! Every core starts once, on its own stack, sees what others wrote, adds up with them, and wakes when it is called. One
+//! that turns itself off while its timer interrupts starts again, and nothing of its first life interrupts the second.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
 mod card {
     use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+    use neap_hal::board::Conduit;
     use neap_hal::board::gic::{Gic, Target};
     use neap_hal::board::qemu_virt::Machine;
+    use neap_hal::cpu::timer::Timer;
     use neap_hal::cpu::{CORES_MAX, boot, irq, power, psci};
     use neap_hal::say;
     use neap_qemu_tests::{on_secondary, pass, test_program};
@@ -16,6 +19,8 @@ mod card {
     const ADDITIONS: u64 = 10_000;
 
     static GIC: Once<Gic> = Once::new();
+    static CONDUIT: Once<Conduit> = Once::new();
+    static REBORN: AtomicU32 = AtomicU32::new(0);
     static ARRIVED: AtomicU32 = AtomicU32::new(0);
     static SUM: AtomicU64 = AtomicU64::new(0);
     static WOKEN: AtomicU32 = AtomicU32::new(0);
@@ -25,6 +30,7 @@ mod card {
 
     fn test(_level: u64, machine: Machine) -> ! {
         let Machine { board, map, gic, .. } = machine;
+        CONDUIT.call_once(|| board.conduit);
         let gic = GIC.call_once(|| gic);
         on_secondary(start);
         let cores = board.cores.len();
@@ -45,6 +51,11 @@ mod card {
             gic.wake(target);
             wait_for(&WOKEN, (2u32 << core) - 2);
         }
+        while !psci::is_off(board.conduit, board.cores[1]) {
+            core::hint::spin_loop();
+        }
+        psci::start_core(board.conduit, 1, board.cores[1], map).unwrap();
+        wait_for(&REBORN, 1);
         say!("{cores} cores");
         pass()
     }
@@ -55,7 +66,18 @@ mod card {
         }
     }
 
+    fn live_again() -> ! {
+        let _timer = Timer::new().unwrap();
+        let mut interface = GIC.get().unwrap().join().unwrap();
+        assert_eq!(interface.take(), None, "an interrupt of the first life");
+        REBORN.store(1, Ordering::Release);
+        power::park()
+    }
+
     fn start(core: usize) -> ! {
+        if WOKEN.load(Ordering::Acquire) >> core & 1 == 1 {
+            live_again();
+        }
         let local = 0u8;
         let [_, stack] = boot::image().stacks_of(core);
         assert!(stack.contains(&(&raw const local as u64)), "core {core} runs on its own stack");
@@ -69,6 +91,16 @@ mod card {
         ARRIVED.fetch_or(1 << core, Ordering::Release);
         while interface.take() != Some(Gic::WAKE) {
             irq::wait_for_interrupt();
+        }
+        if core == 1 {
+            let timer = Timer::new().unwrap();
+            timer.arm(1);
+            while !timer.fired() {
+                irq::wait_for_interrupt();
+            }
+            WOKEN.fetch_or(1 << core, Ordering::Release);
+            psci::core_off(*CONDUIT.get().unwrap());
+            panic!("a core could not be turned off");
         }
         WOKEN.fetch_or(1 << core, Ordering::Release);
         power::park()
