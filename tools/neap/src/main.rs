@@ -1,2 +1,39 @@
-//! the command for users
-fn main() {}
+//! The command for users: `run` an instance with a load on it, read its `log`, ask for its `status`.
+//!
+//! 1. Results go to stdout, remarks and progress to stderr.
+//! 2. However it ends, nothing stays behind: children die with it, files go with it, and what a killed run left is
+//!    removed by the next.
+//! 3. A report says what happened, not what should have; a broken promise is an exit status other than 0.
+
+mod args;
+mod children;
+mod inspect;
+mod measured;
+mod report;
+mod run;
+mod worker;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Run(options) => run::run(&options),
+        Command::Log { follow } => inspect::log(follow).map(|()| 0),
+        Command::Status { json } => inspect::status(json).map(|()| 0),
+        Command::Worker { order } => worker::run(&order).map(|()| 0),
+        Command::Agent { order } => worker::agent(&order).map(|()| 0),
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            // A closed stderr is no reason to panic on the way out.
+            let _ = writeln!(io::stderr().lock(), "neap: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Looking at an instance from outside: it runs on undisturbed, whatever the reader does.
+
+mod log;
+pub mod snapshot;
+mod status;
+
+pub use log::log;
+pub use status::status;
+
+use snapshot::Snapshot;
+
+impl Snapshot {
+    /// The instance, as the start of a sentence.
+    pub fn what(&self) -> &'static str {
+        if self.running { "The running instance" } else { "The last run" }
+    }
+
+    /// Whether the instance is still there.
+    pub fn lives(&self) -> bool {
+        self.dir.join(snapshot::NOTES).exists()
+    }
+}

@@ -1,0 +1,168 @@
+//! A look into a window: the running instance's file, or the copy that the last run left.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use neap_abi::epitaph::EPITAPH_BYTES;
+use neap_abi::hello::HELLO_BYTES;
+use neap_abi::line::{LINE_BYTES, Tag, WORDS, open};
+use neap_abi::{AgentControl, Epitaph, Hello, Region, RegionKind, VERSION};
+use xtask::paths;
+
+use crate::run::{Notes, alive};
+
+/// What `<cache>/last-run` and a run directory both hold.
+pub const NOTES: &str = "run.json";
+/// The firmware that ran, absent for an on-host run.
+pub const FIRMWARE: &str = "firmware.elf";
+/// The window.
+pub const WINDOW: &str = "window";
+
+/// Looks before a line that is just being written counts as torn.
+const TRIES: u32 = 1000;
+
+/// A run that can be looked at.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Whether it is still running.
+    pub running: bool,
+    /// What it was asked.
+    pub notes: Notes,
+    window: File,
+}
+
+impl Snapshot {
+    /// The running instance, the newest if there are several, else the last run.
+    pub fn find() -> Result<Self> {
+        for dir in alive() {
+            // A run that is about to begin or to end may not have all yet, or no more.
+            if let Ok(found) = Self::open(&dir, true) {
+                return Ok(found);
+            }
+        }
+        let last = last_run();
+        if !last.is_dir() {
+            bail!(
+                "nothing runs, and no run has been kept in {}; start one with `cargo neap run`",
+                last.display()
+            );
+        }
+        Self::open(&last, false)
+    }
+
+    fn open(dir: &Path, running: bool) -> Result<Self> {
+        let notes = fs::read(dir.join(NOTES)).with_context(|| format!("{} has no notes", dir.display()))?;
+        let notes = serde_json::from_slice(&notes)
+            .with_context(|| format!("{} is of another release of neap; run once more", dir.display()))?;
+        let window = File::open(dir.join(WINDOW));
+        let window = window.with_context(|| format!("the window in {} can't be opened", dir.display()))?;
+        Ok(Self { dir: dir.to_owned(), running, notes, window })
+    }
+
+    /// The hello page, checked.
+    pub fn hello(&self) -> Result<Hello> {
+        let mut page = vec![0; HELLO_BYTES];
+        self.window.read_exact_at(&mut page, 0).context("reading the hello page")?;
+        Ok(Hello::read(&page, self.window.metadata()?.len(), VERSION)?)
+    }
+
+    /// The IPU's control line; none when no firmware has written one.
+    pub fn agent(&self, hello: &Hello) -> Result<Option<AgentControl>> {
+        let Some(region) = hello.region(RegionKind::AgentControl, 0) else { return Ok(None) };
+        for _ in 0..TRIES {
+            let mut bytes = [0; LINE_BYTES];
+            self.window
+                .read_exact_at(&mut bytes, region.offset)
+                .context("reading the agent's control line")?;
+            let words: [u64; WORDS] =
+                std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 * i + byte])));
+            if words == [0; WORDS] {
+                return Ok(None);
+            }
+            if Tag::of(&words).is_some() {
+                return Ok(AgentControl::from_payload(&open(words)));
+            }
+        }
+        bail!("the agent's control line stays torn: its writer has ended in the middle of it")
+    }
+
+    /// The epitaphs, in the order of their cores.
+    pub fn epitaphs(&self, hello: &Hello) -> Result<Vec<Epitaph>> {
+        let mut found = Vec::new();
+        for region in hello.regions().filter(|region| region.kind == RegionKind::Epitaph) {
+            let mut bytes = [0; EPITAPH_BYTES];
+            self.window.read_exact_at(&mut bytes, region.offset).context("reading an epitaph")?;
+            found.extend(Epitaph::from_bytes(&bytes));
+        }
+        Ok(found)
+    }
+
+    /// The log rings, by core.
+    pub fn logs(&self, hello: &Hello) -> Vec<Region> {
+        hello.regions().filter(|region| region.kind == RegionKind::Log).collect()
+    }
+
+    /// Reads `bytes` from `offset` of the window.
+    pub fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.window.read_exact_at(bytes, offset)
+    }
+}
+
+/// Where the last run is kept.
+pub fn last_run() -> PathBuf {
+    paths::cache_dir().join("last-run")
+}
+
+/// Keeps what a run leaves: the parts of its window that are read later, its firmware and its notes, in place of what
+/// the run before left.
+pub fn keep(dir: &Path) -> Result<()> {
+    let last = last_run();
+    let cache = last.parent().context("the cache has no place")?;
+    fs::create_dir_all(cache).with_context(|| format!("the cache {} can't be made", cache.display()))?;
+    let fresh = tempfile::Builder::new().prefix("last-run-").tempdir_in(cache)?;
+    let snapshot = Snapshot::open(dir, true)?;
+    copy_window(&snapshot, &fresh.path().join(WINDOW))?;
+    for name in [NOTES, FIRMWARE, crate::run::SERIAL] {
+        match fs::copy(dir.join(name), fresh.path().join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context(name),
+            _ => {}
+        }
+    }
+    // Two runs may end at once: the later one's stays.
+    for _ in 0..10 {
+        match fs::rename(fresh.path(), &last) {
+            Ok(()) => {
+                let _ = fresh.keep();
+                return Ok(());
+            }
+            Err(_) => {
+                let _ = fs::remove_dir_all(&last);
+            }
+        }
+    }
+    bail!("{} can't be replaced; remove it", last.display())
+}
+
+/// Copies the hello page, the agent's line, logs and epitaphs to their places in a file full of holes.
+fn copy_window(from: &Snapshot, to: &Path) -> Result<()> {
+    let copy = File::create(to)?;
+    copy.set_len(from.window.metadata()?.len())?;
+    let mut page = vec![0; HELLO_BYTES];
+    from.read(&mut page, 0)?;
+    copy.write_all_at(&page, 0)?;
+    // Firmware that never came up has left no page: there is nothing more to keep.
+    let Ok(hello) = from.hello() else { return Ok(()) };
+    for region in hello.regions() {
+        if matches!(region.kind, RegionKind::AgentControl | RegionKind::Log | RegionKind::Epitaph) {
+            let mut bytes = vec![0; usize::try_from(region.bytes)?];
+            from.read(&mut bytes, region.offset)?;
+            copy.write_all_at(&bytes, region.offset)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The table on the terminal.
+
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
+
+use super::{Record, count, percent, time};
+use crate::measured::Distribution;
+
+/// The run's figures, to be read by people.
+pub fn table(record: &Record) -> String {
+    let m = &record.measured;
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_FULL_CONDENSED.with_rounded_corners())
+        .set_content_arrangement(ContentArrangement::Disabled);
+    let mut row = |name: &str, value: String, remark: String| {
+        table.add_row([
+            Cell::new(name),
+            Cell::new(value).set_alignment(CellAlignment::Right),
+            Cell::new(remark),
+        ]);
+    };
+    row("decisions", count(m.decisions), format!("{} /s", count(record.decisions_per_s().round() as u64)));
+    for (name, &times) in &m.outcomes {
+        row(&format!("  {name}"), count(times), String::new());
+    }
+    row("prestage hits", count(m.prestage_hits), percent(record.prestage_share()));
+    row("prestage misses", count(m.prestage_misses), String::new());
+    let label = if record.emulated() { "emulated" } else { "" };
+    for (name, distribution) in [("round trip", &m.round_trip), ("request", &m.request)] {
+        row(&format!("{name} p50"), time(distribution.p50), label.to_owned());
+        row("  p90 / p99", format!("{} / {}", time(distribution.p90), time(distribution.p99)), String::new());
+        row(
+            "  p99.9 / max",
+            format!("{} / {}", time(distribution.p999), longest(distribution)),
+            String::new(),
+        );
+    }
+    row("requests offered", count(m.requests_offered), format!("{} refused", count(m.requests_refused)));
+    row("tasks created", count(m.tasks_created), String::new());
+    row("tasks finished", count(m.tasks_finished), format!("{} unfinished", count(m.tasks_unfinished())));
+    row("tasks lost", count(m.tasks_lost), verdict(m.tasks_lost));
+    row("tasks doubled", count(m.tasks_doubled), verdict(m.tasks_doubled));
+    row("FIFO violations", count(m.fifo_violations), verdict(m.fifo_violations));
+    row("resyncs", count(m.resyncs), String::new());
+    row("messages", count(m.messages), format!("{} doorbells", count(m.doorbells)));
+    let mut text = format!("{table}\n");
+    for line in notes(record) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+/// What stands below the table: on what it ran, and what went wrong.
+fn notes(record: &Record) -> Vec<String> {
+    let asked = &record.parameters;
+    let ran_on = if record.emulated() {
+        format!("ran on {}: it shows function, not time; latencies are the emulator's", record.ran_on)
+    } else {
+        format!("ran on {}: the same agent as a process, with no PCIe between", record.ran_on)
+    };
+    let mut lines = vec![
+        ran_on,
+        format!(
+            "policy {}, {} host CPUs, {} requests/s for {} s on {} keys, seed {}",
+            asked.policy,
+            asked.cpus,
+            asked.rate,
+            asked.seconds,
+            count(asked.keys),
+            asked.seed
+        ),
+    ];
+    lines.extend(record.measured.remarks.iter().cloned());
+    lines.extend(record.measured.epitaphs.iter().map(|epitaph| format!("epitaph: {epitaph}")));
+    lines
+}
+
+fn longest(distribution: &Distribution) -> String {
+    time(distribution.max)
+}
+
+fn verdict(count: u64) -> String {
+    if count == 0 { "as it must".to_owned() } else { "MUST BE 0".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::example;
+    use super::*;
+
+    #[test]
+    fn all_figures_are_there() {
+        let text = table(&example());
+        for words in [
+            "33,020",
+            "3,299 /s",
+            "committed",
+            "task_stale",
+            "63.6 %",
+            "emulated",
+            "QEMU 7.2.22, TCG",
+            "seed 77",
+        ] {
+            assert!(text.contains(words), "{words} is missing:\n{text}");
+        }
+        assert!(!text.contains("MUST BE 0"));
+    }
+
+    #[test]
+    fn a_lost_task_is_cried_out() {
+        let mut record = example();
+        record.measured.tasks_lost = 2;
+        assert!(table(&record).contains("MUST BE 0"));
+    }
+}

@@ -1,0 +1,92 @@
+//! Where a record goes.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use xtask::progress::say;
+
+use crate::report::{self, Record};
+
+/// The page's file: opened before the run, so that a long one does not end in an error that could be seen at once.
+#[derive(Debug)]
+pub struct PageFile {
+    path: PathBuf,
+    file: File,
+    /// Made by us and still empty: removed when the run gives no report.
+    fresh: bool,
+}
+
+impl PageFile {
+    /// Opens `path` for writing; what stands there stays until there is something better.
+    pub fn claim(path: &Path) -> Result<Self> {
+        let fresh = !path.exists();
+        let file = OpenOptions::new().create(true).append(true).open(path).with_context(|| {
+            format!("--report {} can't be written; name a file in a directory that can", path.display())
+        })?;
+        Ok(Self { path: path.to_owned(), file, fresh })
+    }
+
+    /// Writes the page.
+    fn write(mut self, page: &str) -> Result<()> {
+        self.fresh = false;
+        let mut write = || -> io::Result<()> {
+            self.file.set_len(0)?;
+            self.file.write_all(page.as_bytes())?;
+            self.file.sync_all()
+        };
+        write().with_context(|| format!("the report {} can't be written", self.path.display()))?;
+        say(&format!("neap: report in {}", self.path.display()));
+        Ok(())
+    }
+}
+
+impl Drop for PageFile {
+    fn drop(&mut self) {
+        if self.fresh {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Prints the record to stdout, writes the page, and says on stderr what went wrong.
+pub fn show(record: &Record, json: bool, page: Option<PageFile>) -> Result<()> {
+    let text = if json { format!("{:#}\n", record.json()) } else { report::table(record) };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // Whoever read has seen enough; the page is still wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        done => done.context("printing the report")?,
+    }
+    if let Some(page) = page {
+        page.write(&report::page(record))?;
+    }
+    for complaint in record.complaints() {
+        say(&format!("neap: {complaint}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_without_a_run_leaves_no_file_and_spoils_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("page.html");
+        drop(PageFile::claim(&path).unwrap());
+        assert!(!path.exists());
+        fs::write(&path, "an older and longer report").unwrap();
+        drop(PageFile::claim(&path).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "an older and longer report");
+        PageFile::claim(&path).unwrap().write("new").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_place_that_can_not_be_written_is_named() {
+        let error = PageFile::claim(Path::new("/proc/no-such/page.html")).unwrap_err().to_string();
+        assert!(error.contains("/proc/no-such/page.html"), "{error}");
+    }
+}

@@ -1,0 +1,131 @@
+//! What a run is made of: the virtual IPU in this process, the agent and the worker host as children.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use neap_vipu::{Domain, Server};
+
+use super::qemu::Machine;
+use super::rundir::RunDir;
+use super::{SERIAL, WINDOW_BYTES};
+use crate::children::Guarded;
+use crate::report::Parameters;
+use crate::worker::{AgentOrder, Line, Order, STOP};
+
+/// Everything that runs. Fields are dropped in order: the worker host, then the agent, then what joined them.
+pub struct Parts {
+    /// The worker host.
+    pub worker: Guarded,
+    /// What it tells; closed when it has ended.
+    pub lines: Receiver<Line>,
+    /// QEMU, or the on-host agent.
+    pub agent: Guarded,
+    /// How to call the agent's process.
+    pub agent_name: &'static str,
+    words: Option<ChildStdin>,
+    dir: PathBuf,
+    _server: Server,
+}
+
+impl Parts {
+    /// Starts all, with the firmware in QEMU (`card`: the program and the ELF) or the agent on the host.
+    pub fn start(dir: &RunDir, asked: &Parameters, card: Option<&(PathBuf, PathBuf)>) -> Result<Self> {
+        let socket = dir.path().join("vipu.sock");
+        let vectors = asked.cpus.max(asked.cores);
+        let window = dir.window().descriptor().context("the window's descriptor")?;
+        let server = Server::start(vec![Domain::new(&socket, window, vectors)])?;
+        let agent_name = if card.is_some() { "QEMU" } else { "the on-host agent" };
+        let mut agent = match card {
+            Some((program, elf)) => Machine {
+                program,
+                elf,
+                cores: asked.cores,
+                window: dir.window().path(),
+                window_bytes: WINDOW_BYTES,
+                socket: &socket,
+                vectors,
+                serial: &dir.path().join(SERIAL),
+            }
+            .command(),
+            None => {
+                let order = AgentOrder { socket: socket.clone(), vectors };
+                ourselves("agent", &serde_json::to_string(&order)?)?
+            }
+        };
+        agent.stdout(Stdio::null()).stderr(remarks(dir.path(), "agent")?);
+        let agent = Guarded::start(agent)?;
+
+        let order = Order { socket, vectors, parameters: asked.clone() };
+        let mut worker = ourselves("worker", &serde_json::to_string(&order)?)?;
+        worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir.path(), "worker")?);
+        let mut worker = Guarded::start(worker)?;
+        let words = worker.child().stdin.take();
+        let said = worker.child().stdout.take().context("the worker host has no stdout")?;
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(said).lines().map_while(Result::ok) {
+                // What is no line of ours is somebody's stray print: not worth a run.
+                if let Ok(line) = serde_json::from_str(&line)
+                    && sender.send(line).is_err()
+                {
+                    break;
+                }
+            }
+        });
+        Ok(Self { worker, lines, agent, agent_name, words, dir: dir.path().to_owned(), _server: server })
+    }
+
+    /// Asks the worker host to end the load and report; one that has ended hears nothing, which its end tells.
+    pub fn ask_for_report(&mut self) {
+        if let Some(words) = &mut self.words {
+            let _ = writeln!(words, "{STOP}").and_then(|()| words.flush());
+        }
+    }
+
+    /// Ends what still runs: the worker host first, so that its leaving is seen.
+    pub fn stop(&mut self) {
+        self.words = None;
+        self.worker.stop(Duration::from_secs(5));
+        self.agent.stop(Duration::from_secs(2));
+    }
+
+    /// The last lines that agent and worker host wrote, for an error.
+    pub fn last_words(&self) -> String {
+        let mut text = String::new();
+        for (name, file) in [
+            ("serial line", SERIAL.to_owned()),
+            (self.agent_name, remarks_file("agent")),
+            ("worker host", remarks_file("worker")),
+        ] {
+            let said = fs::read(self.dir.join(file)).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said);
+            let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+            if !lines.is_empty() {
+                let last = lines[lines.len().saturating_sub(12)..].join("\n  ");
+                text.push_str(&format!("\n{name}:\n  {last}"));
+            }
+        }
+        text
+    }
+}
+
+/// This same program, as a child.
+fn ourselves(command: &str, order: &str) -> Result<Command> {
+    let mut child = Command::new(std::env::current_exe().context("finding this program")?);
+    child.args([command, order]).stdin(Stdio::null());
+    Ok(child)
+}
+
+fn remarks_file(of: &str) -> String {
+    format!("{of}.err")
+}
+
+fn remarks(dir: &Path, of: &str) -> Result<File> {
+    File::create(dir.join(remarks_file(of))).context("making a file for a child's remarks")
+}

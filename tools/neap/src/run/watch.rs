@@ -1,0 +1,235 @@
+//! Watching a run: its figures, its parts' lives, and the user's signals.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::live::Live;
+use super::parts::Parts;
+use super::rundir::RunDir;
+use crate::children::in_words;
+use crate::measured::Measured;
+use crate::report::{End, Parameters};
+use crate::worker::{DRAIN, Line};
+
+/// How long the parts may take until the load begins, without a word from the worker host.
+const BEGIN: Duration = Duration::from_secs(90);
+/// How much longer than load and drain the worker host may take with its report.
+const SLACK: Duration = Duration::from_secs(20);
+/// How long a worker host without an agent may take with its report.
+const LAST_REPORT: Duration = Duration::from_secs(10);
+/// How often children are looked at.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The signals that ask for an end.
+pub struct Signals(Arc<AtomicUsize>);
+
+impl Signals {
+    /// Takes SIGINT, SIGTERM and SIGHUP from here on.
+    pub fn catch() -> Result<Self> {
+        let caught = Arc::new(AtomicUsize::new(0));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register_usize(signal, Arc::clone(&caught), signal as usize)
+                .context("catching signals")?;
+        }
+        Ok(Self(caught))
+    }
+
+    /// The number of one that has come since the last call.
+    fn taken(&self) -> Option<i32> {
+        match self.0.swap(0, Ordering::SeqCst) {
+            0 => None,
+            signal => i32::try_from(signal).ok(),
+        }
+    }
+}
+
+/// Follows a run to its end, whatever ends it, and stops its parts.
+///
+/// An error is a run of which there is nothing to report: it never came to its load.
+pub fn watch(
+    parts: &mut Parts,
+    dir: &RunDir,
+    asked: &Parameters,
+    signals: &Signals,
+) -> Result<(End, Measured)> {
+    let mut run = Watched { parts, live: Live::new(), started: None, last: None, done: false };
+    let end = run.follow(asked, signals);
+    let Watched { last, live, .. } = run;
+    drop(live);
+    parts.stop();
+    let (end, last) = (end?, last);
+    match (end, last) {
+        (end, Some(measured)) => Ok((end, measured)),
+        // Somebody who interrupts a start wants no report of nothing.
+        (End::Interrupted(signal), None) => Ok((End::Interrupted(signal), Measured::default())),
+        (End::Broken(words), None) => bail!("{words} before the load began{}", parts.last_words()),
+        (End::Complete, None) => {
+            bail!("the worker host in {} ended without a report{}", dir.path().display(), parts.last_words())
+        }
+    }
+}
+
+/// A run under way.
+struct Watched<'p> {
+    parts: &'p mut Parts,
+    live: Live,
+    /// When the load began.
+    started: Option<Instant>,
+    /// The newest figures.
+    last: Option<Measured>,
+    /// Whether those are the final ones.
+    done: bool,
+}
+
+impl Watched<'_> {
+    fn follow(&mut self, asked: &Parameters, signals: &Signals) -> Result<End> {
+        let load = Duration::from_secs_f64(asked.seconds) + DRAIN + SLACK;
+        let mut heard = Instant::now();
+        loop {
+            if self.hear()? {
+                heard = Instant::now();
+            }
+            if self.done {
+                return Ok(self.end());
+            }
+            if let Some(signal) = signals.taken() {
+                self.live.phase("ending the run", "");
+                self.parts.ask_for_report();
+                self.await_report(DRAIN + LAST_REPORT, signals)?;
+                return Ok(End::Interrupted(signal));
+            }
+            if let Some(status) = self.parts.agent.ended() {
+                let when = self.when();
+                self.parts.ask_for_report();
+                self.await_report(LAST_REPORT, signals)?;
+                let words = format!("{} {} {when}", self.parts.agent_name, in_words(status));
+                return Ok(End::Broken(self.with_unfinished(words)));
+            }
+            if let Some(status) = self.parts.worker.ended() {
+                let when = self.when();
+                // It may have said its last before it went.
+                self.await_report(TICK, signals)?;
+                if self.done {
+                    return Ok(self.end());
+                }
+                let words = format!("the worker host {} {when}", in_words(status));
+                return Ok(End::Broken(self.with_unfinished(words)));
+            }
+            match self.started {
+                Some(started) if started.elapsed() > load => {
+                    let words =
+                        format!("the worker host gave no report {} s after its time", SLACK.as_secs());
+                    return Ok(End::Broken(self.with_unfinished(words)));
+                }
+                None if heard.elapsed() > BEGIN => {
+                    bail!(
+                        "nothing has happened for {} s before the load began{}",
+                        BEGIN.as_secs(),
+                        self.parts.last_words()
+                    );
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes what the worker host says within a tick; whether it said anything.
+    fn hear(&mut self) -> Result<bool> {
+        let line = match self.parts.lines.recv_timeout(TICK) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => return Ok(false),
+            Err(RecvTimeoutError::Disconnected) => {
+                std::thread::sleep(TICK);
+                return Ok(false);
+            }
+        };
+        match line {
+            Line::Loading { keys, of } => {
+                self.live.phase("loading the store", &format!("{} %", 100 * keys / of.max(1)));
+            }
+            Line::Attaching => self.live.phase("waiting for the agent", ""),
+            Line::Running(measured) => {
+                self.started.get_or_insert_with(Instant::now);
+                self.live.figures(&measured);
+                self.take(*measured);
+            }
+            Line::Draining => self.live.phase("waiting for the last tasks", ""),
+            Line::Done(measured) => {
+                self.last = Some(*measured);
+                self.done = true;
+            }
+            Line::Failed(words) => {
+                // A dead agent is why it failed, more often than not: then that is the news.
+                if let Some(status) = self.parts.agent.wait(Duration::from_millis(200)) {
+                    bail!(
+                        "{} {}, and the worker host gave up: {words}{}",
+                        self.parts.agent_name,
+                        in_words(status),
+                        self.parts.last_words()
+                    );
+                }
+                bail!("the worker host gave up: {words}{}", self.parts.last_words());
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes figures so far, and goes on with the queue's timeline: should the worker host die, this is its report.
+    fn take(&mut self, mut measured: Measured) {
+        if let Some(last) = self.last.take() {
+            let now = std::mem::replace(&mut measured.queue_depth, last.queue_depth);
+            measured.queue_depth.extend(now);
+        }
+        self.last = Some(measured);
+    }
+
+    /// How a run ended whose worker host has reported in full.
+    fn end(&mut self) -> End {
+        let Some(why) = self.last.as_ref().and_then(|last| last.agent_ended.clone()) else {
+            return End::Complete;
+        };
+        // The worker host sees its agent leave before we see the process end.
+        let words = match self.parts.agent.wait(Duration::from_millis(500)) {
+            Some(status) => format!("{} {} {}", self.parts.agent_name, in_words(status), self.when()),
+            None => format!("{why} {}", self.when()),
+        };
+        End::Broken(self.with_unfinished(words))
+    }
+
+    /// Waits for the worker host's last report; a second signal ends that too.
+    fn await_report(&mut self, patience: Duration, signals: &Signals) -> Result<()> {
+        let asked = Instant::now();
+        while !self.done && asked.elapsed() < patience && signals.taken().is_none() {
+            let heard = match self.hear() {
+                Ok(heard) => heard,
+                // Of a run that had its load there is a report, whatever its last words were.
+                Err(_) if self.last.is_some() => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            if !heard && self.parts.worker.ended().is_some() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// When something happened, as the end of a sentence.
+    fn when(&self) -> String {
+        self.started
+            .map_or_else(String::new, |started| format!("after {:.1} s", started.elapsed().as_secs_f64()))
+    }
+
+    fn with_unfinished(&self, words: String) -> String {
+        match &self.last {
+            Some(measured) => {
+                format!("{}; {} tasks were unfinished", words.trim_end(), measured.tasks_unfinished())
+            }
+            None => words.trim_end().to_owned(),
+        }
+    }
+}
