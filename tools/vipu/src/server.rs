@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thiserror::Error;
 
@@ -268,11 +269,21 @@ impl Drop for SocketFile {
     }
 }
 
+/// Whether a living process has the socket. Asked with a socket of another type, which a living one turns away
+/// (`EPROTOTYPE`) and only a dead one does not know (`ECONNREFUSED`): a stream would join its domain as a peer.
+fn is_alive(socket: &std::path::Path) -> bool {
+    let probe = || {
+        let stranger = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+        rustix::net::connect(&stranger, &SocketAddrUnix::new(socket)?)
+    };
+    probe() != Err(Errno::CONNREFUSED)
+}
+
 /// Listens on `socket`, first removing what a dead server left there.
 fn listen(socket: &std::path::Path) -> Result<(UnixListener, SocketFile), ServerError> {
     let error = |source| ServerError::Listen { socket: socket.to_owned(), source };
     if fs::symlink_metadata(socket).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        if UnixStream::connect(socket).is_ok() {
+        if is_alive(socket) {
             return Err(ServerError::InUse { socket: socket.to_owned() });
         }
         fs::remove_file(socket).map_err(error)?;

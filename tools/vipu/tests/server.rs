@@ -243,6 +243,7 @@ fn the_sockets_come_and_go_with_the_server() {
     let second = Server::start(vec![Domain::new(place.socket(0), other.descriptor().unwrap(), 1)]);
     assert!(matches!(second, Err(ServerError::InUse { .. })));
     let peer = join(&place.socket(0), 1);
+    assert_eq!(peer.id(), 0, "nobody joined to see whether the server lives");
     drop(server);
     assert!(!place.socket(0).exists());
     // The server's thread is gone, and its end of the socket with it.
