@@ -4,8 +4,8 @@ use core::num::NonZeroU32;
 
 use neap_hal::board::bootargs::Idle;
 use neap_hal::board::gic::CoreInterface;
-use neap_hal::cpu::irq;
 use neap_hal::cpu::timer::Timer;
+use neap_hal::cpu::{irq, power};
 
 use crate::agents::{NAP_NS, SLEEP_NS};
 
@@ -27,6 +27,7 @@ impl CoreIdle {
     }
 
     /// Sleeps until an interrupt comes or, where given, `deadline_ns` nanoseconds have passed.
+    #[inline(never)]
     pub fn sleep(&mut self, deadline_ns: Option<NonZeroU32>) {
         if let Some(ns) = deadline_ns {
             self.timer.arm(ns.get().into());
@@ -43,7 +44,7 @@ impl CoreIdle {
 }
 
 impl neap_agent::Idle for CoreIdle {
-    #[inline]
+    #[inline(always)]
     fn idle(&mut self, empty_polls: u32, drowse: &mut dyn FnMut() -> bool) {
         match self.knob {
             Idle::Poll(polls) if empty_polls >= polls.get() => {
@@ -51,7 +52,7 @@ impl neap_agent::Idle for CoreIdle {
                     self.sleep(Some(self.sleep_ns));
                 }
             }
-            Idle::Spin | Idle::Poll(_) => core::hint::spin_loop(),
+            Idle::Spin | Idle::Poll(_) => power::relax(),
         }
     }
 }
