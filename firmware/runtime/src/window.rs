@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use heapless::Vec;
 use neap_abi::epitaph::EPITAPH_BYTES;
-use neap_abi::hello::{HELLO_BYTES, Link, MAGIC};
+use neap_abi::hello::{HELLO_BYTES, HelloError, Link, MAGIC};
 use neap_abi::{Epitaph, Layout, LayoutError, RegionKind};
 use neap_hal::cpu::CORES_MAX;
 use neap_hal::soc::window::{ClaimError, Region, Window};
@@ -43,6 +43,13 @@ pub enum WindowError {
 impl core::fmt::Display for WindowError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
+            Self::Layout(LayoutError::Hello(HelloError::RegionBounds(region))) => write!(
+                f,
+                "the window is too small: {:?} {} ends at {} KiB: make the window's memory larger",
+                region.kind,
+                region.index,
+                (region.offset + region.bytes).div_ceil(1024)
+            ),
             Self::Layout(error) => write!(f, "the window: {error}"),
             Self::Claim(error) => write!(f, "the window: {error}"),
         }
