@@ -18,6 +18,7 @@ pub struct Step {
     started: Instant,
     bar: Option<ProgressBar>,
     said: Instant,
+    detail: String,
     ended: bool,
 }
 
@@ -35,26 +36,24 @@ impl Step {
         if bar.is_none() {
             say(&format!("neap: {what} ..."));
         }
-        Self { what, started: Instant::now(), bar, said: Instant::now(), ended: false }
+        Self { what, started: Instant::now(), bar, said: Instant::now(), detail: String::new(), ended: false }
     }
 
     /// Says what the step is at; often is fine.
     pub fn note(&mut self, detail: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(detail.trim().to_owned()),
-            None if self.said.elapsed() >= PLAIN_EVERY => {
-                self.said = Instant::now();
-                let seconds = self.started.elapsed().as_secs();
-                say(format!("neap: {} ... {seconds} s {}", self.what, detail.trim()).trim_end());
-            }
-            None => {}
+        detail.trim().clone_into(&mut self.detail);
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.detail.clone());
         }
+        self.tick();
     }
 
-    /// Says that the step is still alive, where the terminal does not show it by itself.
+    /// Says that the step is still alive, where no terminal shows it by itself.
     pub fn tick(&mut self) {
-        if self.bar.is_none() {
-            self.note("");
+        if self.bar.is_none() && self.said.elapsed() >= PLAIN_EVERY {
+            self.said = Instant::now();
+            let seconds = self.started.elapsed().as_secs();
+            say(format!("neap: {} ... {seconds} s {}", self.what, self.detail).trim_end());
         }
     }
 

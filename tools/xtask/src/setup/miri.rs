@@ -55,6 +55,8 @@ pub fn miri() -> Result<Miri> {
     }
     let mut command = Command::new("rustup");
     command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "miri,rust-src"]);
+    // Rustup would replace itself too, unasked, and not always by a newer one.
+    command.arg("--no-self-update");
     let step = Step::start(format!("installing Miri (rustup toolchain install {NIGHTLY})"));
     let mut watch = Download { step, last: 0 };
     let done = process::run(&mut command, INSTALL, &mut watch)?;

@@ -25,7 +25,7 @@ pub struct Case {
     /// Enter at EL2.
     #[serde(default)]
     pub virtualization: bool,
-    /// Vectors of one doorbell function; 0 for none. Its host answers each doorbell by the same vector.
+    /// Vectors of one doorbell function, alone in its domain; 0 for none.
     #[serde(default)]
     pub ivshmem_vectors: u16,
     /// The status that it ends with.

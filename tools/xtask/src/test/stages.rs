@@ -95,7 +95,11 @@ fn tests(what: &str, command: &mut Command, limits: Limits) -> Result<Verdict> {
 
 pub(super) fn fmt() -> Result<Verdict> {
     let mut verdict = Verdict::default();
-    one(&mut verdict, "checking the form (cargo fmt)", &mut in_checkout(&["fmt", "--all", "--check", "--", "--color=never"]))?;
+    one(
+        &mut verdict,
+        "checking the form (cargo fmt)",
+        &mut in_checkout(&["fmt", "--all", "--check", "--", "--color=never"]),
+    )?;
     Ok(verdict)
 }
 
