@@ -5,7 +5,7 @@
 
 mod analysis;
 mod host;
-mod machine;
+mod metered;
 mod model;
 mod program;
 mod report;
@@ -23,7 +23,7 @@ use crate::setup;
 
 use analysis::{Findings, Measured, Sent};
 use host::Host;
-use machine::{Machine, Parts, Places};
+use metered::{Metered, Parts, Places};
 use model::{Listing, Modelled};
 use program::{Facts, Program};
 use report::Report;
@@ -31,7 +31,7 @@ use report::Report;
 /// The policy whose path is measured.
 const POLICY: &str = "fifo";
 /// The agent's core, among a run's totals.
-pub const AGENT: usize = machine::AGENT_CORE as usize;
+pub const AGENT: usize = metered::AGENT_CORE as usize;
 /// Runs of the script: two can agree by chance.
 const RUNS: usize = 3;
 
@@ -91,7 +91,7 @@ pub struct Boot {
 pub fn boot() -> Result<Boot> {
     let parts = parts()?;
     let places = places(&parts)?;
-    let machine = Machine::boot(&parts, script::CPUS, Some(&places))?;
+    let machine = Metered::boot(&parts, script::CPUS, Some(&places))?;
     let mut host = Host::attach(&machine, POLICY, script::CPUS, script::TASKS)?;
     script::first_task(&mut host)?;
     let records = machine.records()?;
@@ -115,11 +115,11 @@ fn parts() -> Result<Parts> {
 
 /// Boots once without the meter, to learn where it has to look.
 fn places(parts: &Parts) -> Result<Places> {
-    Machine::boot(parts, script::CPUS, None)?.places()
+    Metered::boot(parts, script::CPUS, None)?.places()
 }
 
 fn measure(parts: &Parts, places: &Places) -> Result<Run> {
-    let machine = Machine::boot(parts, script::CPUS, Some(places))?;
+    let machine = Metered::boot(parts, script::CPUS, Some(places))?;
     ensure!(machine.places()? == *places, "the firmware laid its window out otherwise than a moment ago");
     let mut host = Host::attach(&machine, POLICY, script::CPUS, script::TASKS)?;
     script::play(&mut host)?;

@@ -197,7 +197,7 @@ mod tests {
         let refused =
             |records: &[Record], count| attribute(records, &sent(count), 4).unwrap_err().to_string();
         let whole = path(0, Ending::Doorbell, 90);
-        assert!(refused(&[whole.clone()], 2).contains("message 1 (task_new) left no path"));
+        assert!(refused(std::slice::from_ref(&whole), 2).contains("message 1 (task_new) left no path"));
         assert!(refused(&[whole.clone(), path(2, Ending::Doorbell, 9)], 2).contains("polled on"));
         assert!(
             refused(&[whole.clone(), path(1, Ending::Prestage, 9)], 1).contains("line 1 without a message")

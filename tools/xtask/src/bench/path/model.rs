@@ -97,8 +97,7 @@ impl Listing {
 /// branch by register, since llvm-mca would put 100 cycles on a call it thinks leaves the code.
 fn straighten(text: &str) -> Vec<String> {
     const NEXT: &str = "#4";
-    let text = text.split("//").next().unwrap_or_default();
-    let text = text.split(" <").next().unwrap_or_default().trim();
+    let text = text.split("//").next().unwrap_or_default().trim();
     let (mnemonic, operands) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let operands: Vec<_> = operands.split(',').map(str::trim).filter(|operand| !operand.is_empty()).collect();
     let first = operands.first().copied().unwrap_or_default();

@@ -42,7 +42,7 @@ impl Program {
         symbols.sort();
         let vectors: Vec<_> = symbols
             .iter()
-            .filter(|(address, name)| name.contains("vectors") && address % VECTORS_BYTES == 0)
+            .filter(|(address, name)| name.contains("vectors") && address.is_multiple_of(VECTORS_BYTES))
             .map(|(address, _)| *address..address + VECTORS_BYTES)
             .collect();
         if vectors.is_empty() {
@@ -63,7 +63,7 @@ impl Program {
 
     /// Whether `pc` is where the core enters an exception vector.
     pub fn enters_vector(&self, pc: u64) -> bool {
-        self.vectors.iter().any(|range| range.contains(&pc) && (pc - range.start) % ENTRY_BYTES == 0)
+        self.vectors.iter().any(|range| range.contains(&pc) && (pc - range.start).is_multiple_of(ENTRY_BYTES))
     }
 
     /// The functions that `pc` lies in, innermost first, inlined ones too.

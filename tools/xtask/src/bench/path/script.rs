@@ -7,10 +7,11 @@
 
 use anyhow::Result;
 use neap_abi::message::MessageKind;
+use neap_host::mechanism::TaskState;
 use rand::{RngExt, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
-use super::host::{Cpu, Host, Task};
+use super::host::Host;
 
 /// Host CPUs (the paper's Tide-16, section 7.2).
 pub const CPUS: u16 = 16;
@@ -48,53 +49,41 @@ pub fn play(host: &mut Host<'_>) -> Result<()> {
 /// One thing that happens; nothing, where the draw does not fit the state.
 fn step(host: &mut Host<'_>, random: &mut ChaCha8Rng, many: bool) -> Result<()> {
     let wanted = if many { TASKS } else { u32::from(CPUS) * 3 / 4 } as usize;
-    let living = host.tasks(|task| task != Task::Gone).len();
     let reporter = random.random_range(0..CPUS);
+    let with = |wanted: fn(TaskState) -> bool| -> Vec<u32> {
+        (0..TASKS).filter(|&task| wanted(host.task(task))).collect()
+    };
+    let gone = with(|state| state == TaskState::Free);
+    let living = TASKS as usize - gone.len();
     let mut any = |tasks: Vec<u32>| tasks.choose(random).copied();
-    let running = any(host.tasks(|task| matches!(task, Task::Running(_))));
-    let blocked = any(host.tasks(|task| task == Task::Blocked));
-    let waiting = any(host.tasks(|task| matches!(task, Task::Runnable | Task::Blocked)));
-    let gone = any(host.tasks(|task| task == Task::Gone));
-    if living < wanted && random.random_bool(0.5) {
-        return gone
-            .map_or(Ok(()), |task| host.task_event(MessageKind::TaskNew, reporter, task, Task::Runnable));
+    let running = any(with(|state| matches!(state, TaskState::OnCpu(_))));
+    let blocked = any(with(|state| state == TaskState::Blocked));
+    let waiting = any(with(|state| matches!(state, TaskState::Runnable | TaskState::Blocked)));
+    let gone = any(gone);
+    match (gone, running) {
+        (Some(task), _) if living < wanted && random.random_bool(0.5) => return host.create(reporter, task),
+        (_, Some(task)) if living > wanted && random.random_bool(0.5) => {
+            return host.leave(MessageKind::TaskDead, task, TaskState::Free);
+        }
+        _ => {}
     }
-    if living > wanted && random.random_bool(0.5) {
-        return running.map_or(Ok(()), |task| host.leave(MessageKind::TaskDead, task, Task::Gone));
-    }
-    let draw = random.random_range(0..16);
-    match (draw, running, blocked, waiting) {
-        (0 | 1, Some(task), ..) if draw == 0 || blocked.is_none() => {
-            host.leave(MessageKind::TaskBlocked, task, Task::Blocked)
+    let seldom = random.random_bool(0.25);
+    match (random.random_range(0..14), running, blocked, waiting) {
+        (0 | 1, Some(task), ..) => host.leave(MessageKind::TaskBlocked, task, TaskState::Blocked),
+        (2..=5, _, Some(task), _) => {
+            host.change(MessageKind::TaskWakeup, reporter, task, TaskState::Runnable)
         }
-        (1..=5, _, Some(task), _) => host.task_event(MessageKind::TaskWakeup, reporter, task, Task::Runnable),
-        (6, Some(task), ..) => host.leave(MessageKind::TaskYield, task, Task::Runnable),
-        (7, Some(task), ..) => host.leave(MessageKind::TaskPreempt, task, Task::Runnable),
-        (8, Some(task), ..) => host.leave(MessageKind::TaskDead, task, Task::Gone),
-        (9, Some(task), ..) if random.random_bool(0.25) => {
-            host.leave(MessageKind::TaskDeparted, task, Task::Gone)
+        (6, Some(task), ..) => host.leave(MessageKind::TaskYield, task, TaskState::Runnable),
+        (7, Some(task), ..) => host.leave(MessageKind::TaskPreempt, task, TaskState::Runnable),
+        (8, Some(task), ..) => host.leave(MessageKind::TaskDead, task, TaskState::Free),
+        (9, Some(task), ..) if seldom => host.leave(MessageKind::TaskDeparted, task, TaskState::Free),
+        (10, .., Some(task)) if seldom => {
+            host.change(MessageKind::TaskDeparted, reporter, task, TaskState::Free)
         }
-        (10, .., Some(task)) if random.random_bool(0.25) => {
-            host.task_event(MessageKind::TaskDeparted, reporter, task, Task::Gone)
-        }
-        (11, .., Some(task)) => {
-            let now = host.task(task);
-            host.task_event(MessageKind::TaskAffinityChanged, reporter, task, now)
-        }
-        (12, .., Some(task)) => {
-            let now = host.task(task);
-            host.task_event(MessageKind::TaskPriorityChanged, reporter, task, now)
-        }
-        (13, ..) => {
-            let now = host.cpu(reporter);
-            host.cpu_event(MessageKind::CpuTick, reporter, now)
-        }
-        (14 | 15, ..) => match host.cpu(reporter) {
-            Cpu::Idle if draw == 14 => host.cpu_event(MessageKind::CpuBusy, reporter, Cpu::Away),
-            Cpu::Idle => host.cpu_event(MessageKind::CpuNotIdle, reporter, Cpu::Away),
-            Cpu::Away => host.cpu_event(MessageKind::CpuAvailable, reporter, Cpu::Idle),
-            Cpu::Running(_) => Ok(()),
-        },
+        (11, .., Some(task)) => host.set_affinity(reporter, task),
+        (12, ..) => host.tick(reporter),
+        (13, ..) if host.is_idle(reporter) => host.cpu_goes(reporter),
+        (13, ..) if !host.is_available(reporter) => host.cpu_returns(reporter),
         _ => Ok(()),
     }
 }
@@ -104,5 +93,5 @@ fn step(host: &mut Host<'_>, random: &mut ChaCha8Rng, many: bool) -> Result<()> 
 /// # Errors
 /// What the host finds wrong with the agent.
 pub fn first_task(host: &mut Host<'_>) -> Result<()> {
-    host.task_event(MessageKind::TaskNew, 0, 0, Task::Runnable)
+    host.create(0, 0)
 }

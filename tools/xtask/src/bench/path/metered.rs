@@ -1,7 +1,7 @@
 //! The IPU under the meter: the firmware on QEMU with the plugin, and this process as its host.
 
 use std::cell::RefCell;
-use std::fs;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,26 +9,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use neap_abi::hello::HELLO_BYTES;
 use neap_abi::{Hello, HelloError, Region, RegionKind, VERSION};
+use neap_host::window::HostWindow;
 use neap_meter::api::{self, QemuVersion};
 use neap_meter::args::{MeterArgs, VIRT_PCI_WINDOW};
 use neap_meter::record::{self, Record};
 use neap_queue::Line;
-use neap_vipu::{Domain, Mapping, Peer, Server, Window};
+use neap_vipu::{Domain, Peer, Server, Window};
 use tempfile::TempDir;
 
+use crate::machine::{Machine, RAM_BYTES, WINDOW_BYTES};
 use crate::process::{self, Limits};
 use crate::{firmware, paths};
 
-/// Private RAM: node 0 of the machine.
-const PRIVATE_BYTES: u64 = 128 << 20;
-/// The window: node 1.
-const WINDOW_BYTES: u64 = 16 << 20;
 /// Where `-M virt` puts its RAM.
 const RAM_BASE: u64 = 0x4000_0000;
 /// Physical address of the window: it follows the private RAM.
-pub const WINDOW_BASE: u64 = RAM_BASE + PRIVATE_BYTES;
+pub const WINDOW_BASE: u64 = RAM_BASE + RAM_BYTES;
 /// The core that the agent owns; core 0 supervises.
 pub const AGENT_CORE: u32 = 1;
 /// How long the firmware may take to anything, in a machine that others use too.
@@ -84,18 +81,18 @@ impl Places {
 }
 
 /// A running IPU and the host's end of its link. Dropped, it is gone.
-pub struct Machine {
+pub struct Metered {
     // In the order of their ends: QEMU before what it is connected to.
     qemu: Qemu,
     peer: Peer,
-    mapping: Mapping,
+    window: HostWindow,
     hello: Hello,
     _server: Server,
-    _window: Window,
+    _file: Window,
     directory: TempDir,
 }
 
-impl Machine {
+impl Metered {
     /// Boots the firmware for `cpus` host CPUs and waits for its hello page; with `places`, under the meter.
     ///
     /// # Errors
@@ -104,21 +101,23 @@ impl Machine {
         let directory =
             tempfile::Builder::new().prefix(&format!("neap-{}-", std::process::id())).tempdir()?;
         let name = directory.path().file_name().context("a temporary directory has a name")?;
-        let window = Window::create(&name.to_string_lossy(), WINDOW_BYTES)?;
+        let file = Window::create(&name.to_string_lossy(), WINDOW_BYTES)?;
         let socket = directory.path().join("enclave");
-        let server = Server::start(vec![Domain::new(&socket, window.descriptor()?, cpus)])?;
-        let mut command = command(parts, cpus, directory.path(), &window);
+        let server = Server::start(vec![Domain::new(&socket, file.descriptor()?, cpus)])?;
+        let mut machine = Machine::new(2, file.path(), file.bytes());
+        machine.doorbells.push((socket.clone(), cpus));
+        let mut command = machine.command(&parts.qemu, &parts.elf)?;
         if let Some(places) = places {
             let args = meter_args(parts, places, directory.path().join(RECORDS));
             command.arg("-plugin").arg(format!("{},{args}", parts.plugin.display()));
         }
-        let qemu = Qemu::start(&mut command)?;
-        let mapping = window.map()?;
-        let hello = wait_for_hello(&qemu, &mapping)
+        let qemu = Qemu::start(&mut command, &directory.path().join(CONSOLE))?;
+        let window = HostWindow::new(file.map()?);
+        let hello = wait_for_hello(&qemu, &window)
             .with_context(|| format!("the firmware's console:\n{}", console(directory.path())))?;
         // The firmware's function connected when QEMU started: it is there before us.
         let peer = Peer::connect(&socket, cpus, PATIENCE)?;
-        Ok(Self { qemu, peer, mapping, hello, _server: server, _window: window, directory })
+        Ok(Self { qemu, peer, window, hello, _server: server, _file: file, directory })
     }
 
     /// Where ring and slots lie.
@@ -144,15 +143,7 @@ impl Machine {
     /// # Errors
     /// The hello page names no such region.
     pub fn lines(&self, kind: RegionKind) -> Result<&[Line]> {
-        let Region { offset, bytes, .. } = region(&self.hello, kind)?;
-        let count = usize::try_from(bytes)? / size_of::<Line>();
-        let offset = usize::try_from(offset)?;
-        // SAFETY: the hello page was checked against the mapping's length: the region lies inside it and begins
-        // on a page. A line is eight atomic words, valid for any bytes and for writers elsewhere, and the
-        // mapping lives as long as `self`.
-        Ok(unsafe {
-            std::slice::from_raw_parts(self.mapping.base().add(offset).cast::<Line>().as_ptr(), count)
-        })
+        Ok(self.window.lines(&self.hello, kind)?)
     }
 
     /// Whether QEMU still runs; its console's last words if not.
@@ -186,7 +177,7 @@ fn meter_args(parts: &Parts, places: &Places, out: PathBuf) -> MeterArgs {
         ring: places.ring.clone(),
         slots: places.slots.clone(),
         doorbells: VIRT_PCI_WINDOW,
-        ram_shift: api::ram_shift(parts.version, RAM_BASE, PRIVATE_BYTES),
+        ram_shift: api::ram_shift(parts.version, RAM_BASE, RAM_BYTES),
     }
 }
 
@@ -195,39 +186,14 @@ const RECORDS: &str = "path.records";
 /// Name of the console's file.
 const CONSOLE: &str = "console";
 
-fn command(parts: &Parts, cpus: u16, directory: &Path, window: &Window) -> Command {
-    let mut command = Command::new(&parts.qemu);
-    command
-        .args(["-M", "virt,gic-version=2", "-cpu", "neoverse-n1", "-accel", "tcg,thread=multi", "-smp", "2"])
-        .args(["-nodefaults", "-display", "none", "-semihosting-config", "enable=on,target=native"])
-        .args(["-m", &format!("{}M", (PRIVATE_BYTES + WINDOW_BYTES) >> 20)])
-        .args(["-object", &format!("memory-backend-ram,id=m0,size={}M", PRIVATE_BYTES >> 20)])
-        .arg("-object")
-        .arg(format!(
-            "memory-backend-file,id=m1,size={}M,mem-path={},share=on",
-            WINDOW_BYTES >> 20,
-            window.path().display()
-        ))
-        .args(["-numa", "node,nodeid=0,memdev=m0", "-numa", "node,nodeid=1,memdev=m1"])
-        .args(["-chardev", &format!("file,id=console,path={}", directory.join(CONSOLE).display())])
-        .args(["-serial", "chardev:console"])
-        .args(["-chardev", &format!("socket,id=c0,path={}", directory.join("enclave").display())])
-        .args(["-device", &format!("ivshmem-doorbell,chardev=c0,vectors={cpus},addr=2.0,multifunction=on")])
-        .arg("-kernel")
-        .arg(&parts.elf)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    command
-}
-
 fn region(hello: &Hello, kind: RegionKind) -> Result<Region> {
     hello.region(kind, 0).with_context(|| format!("the hello page has no region {kind:?}"))
 }
 
-fn wait_for_hello(qemu: &Qemu, mapping: &Mapping) -> Result<Hello> {
+fn wait_for_hello(qemu: &Qemu, window: &HostWindow) -> Result<Hello> {
     let begun = Instant::now();
     loop {
-        match read_hello(mapping) {
+        match window.hello(VERSION) {
             Ok(hello) => return Ok(hello),
             // Not written yet, or half written.
             Err(HelloError::Magic { .. } | HelloError::Checksum { .. }) if begun.elapsed() < PATIENCE => {
@@ -237,15 +203,6 @@ fn wait_for_hello(qemu: &Qemu, mapping: &Mapping) -> Result<Hello> {
             Err(error) => return Err(error).context("the firmware's hello page"),
         }
     }
-}
-
-fn read_hello(mapping: &Mapping) -> Result<Hello, HelloError> {
-    let mut page = [0; HELLO_BYTES];
-    for (at, byte) in page.iter_mut().enumerate().take(mapping.bytes()) {
-        // SAFETY: `at` is inside the mapping; the firmware may write there at any time, hence volatile.
-        *byte = unsafe { mapping.base().add(at).as_ptr().read_volatile() };
-    }
-    Hello::read(&page, mapping.bytes() as u64, VERSION)
 }
 
 fn console(directory: &Path) -> String {
@@ -259,7 +216,9 @@ fn console(directory: &Path) -> String {
 struct Qemu(RefCell<Child>);
 
 impl Qemu {
-    fn start(command: &mut Command) -> Result<Self> {
+    fn start(command: &mut Command, console: &Path) -> Result<Self> {
+        let console = File::create(console)?;
+        command.stdin(Stdio::null()).stderr(console.try_clone()?).stdout(console);
         Ok(Self(RefCell::new(command.spawn().context("starting QEMU")?)))
     }
 
