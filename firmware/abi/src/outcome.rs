@@ -81,8 +81,32 @@ impl Outcome {
     /// From the wire; none for a number that this version does not know.
     #[must_use]
     #[inline(always)]
-    pub fn from_bits(bits: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(bits)).copied()
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        // Spelled out, so that it compiles to a comparison and not to a table.
+        Some(match bits {
+            0 => Self::None,
+            1 => Self::Committed,
+            2 => Self::Withdrawn,
+            3 => Self::TaskOnCpu,
+            4 => Self::TaskStale,
+            5 => Self::TaskGone,
+            6 => Self::TaskNotRunnable,
+            7 => Self::CpuStale,
+            8 => Self::CpuOffline,
+            9 => Self::CpuUnavailable,
+            10 => Self::InvalidFlags,
+            11 => Self::InvalidTask,
+            12 => Self::NotPermitted,
+            13 => Self::InvalidCpu,
+            14 => Self::NoAgent,
+            15 => Self::UnsupportedVersion,
+            16 => Self::Poisoned,
+            17 => Self::Affinity,
+            18 => Self::GroupFailed,
+            19 => Self::InvalidGroup,
+            20 => Self::UnknownOperation,
+            _ => return None,
+        })
     }
 
     /// Whether the host took the txn and refused it.

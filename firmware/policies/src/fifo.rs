@@ -224,19 +224,18 @@ impl<'m> Fifo<'m> {
         }
     }
 
-    /// A CPU of a resync, or one that came back.
+    /// A CPU of a resync that runs `task`, or one that came back with none.
+    // Scalars, not the message: a message that a function of its own may look at must lie in memory, for every message.
     #[cold]
-    fn cpu_returns(&mut self, message: &Message) {
-        if let Some(staged) = self.staged.get(usize::from(message.cpu))
+    fn cpu_returns(&mut self, cpu: u16, task: u32) {
+        if let Some(staged) = self.staged.get(usize::from(cpu))
             && staged.task == TASK_NONE
         {
-            self.open.insert(message.cpu);
+            self.open.insert(cpu);
         }
-        if message.kind == MessageKind::ResyncCpu
-            && let Some(entry) = self.tasks.get(message.task)
-        {
+        if let Some(entry) = self.tasks.get(task) {
             entry.state = State::Running;
-            entry.cpu = message.cpu;
+            entry.cpu = cpu;
         }
     }
 }
@@ -279,7 +278,8 @@ impl Policy for Fifo<'_> {
                 self.open.remove(message.cpu);
                 return;
             }
-            MessageKind::CpuAvailable | MessageKind::ResyncCpu => self.cpu_returns(message),
+            MessageKind::CpuAvailable => self.cpu_returns(message.cpu, TASK_NONE),
+            MessageKind::ResyncCpu => self.cpu_returns(message.cpu, message.task),
             MessageKind::ResyncBegin => return self.begin_resync(decide),
             MessageKind::ResyncEnd => return self.end_resync(decide),
             MessageKind::Nop
