@@ -13,6 +13,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use xtask::firmware::{self, Kind};
+use xtask::machine::WINDOW_BYTES;
 use xtask::setup;
 
 pub use rundir::alive;
@@ -25,11 +26,8 @@ use parts::Parts;
 use rundir::RunDir;
 use watch::{Signals, watch};
 
-/// What the firmware writes to its serial line, in a run's directory.
+/// What the firmware writes to its console, in a run's directory.
 pub const SERIAL: &str = "serial.log";
-
-/// Bytes in the window.
-const WINDOW_BYTES: u64 = 16 << 20;
 
 /// What a run writes down about itself, for `neap log` and `neap status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]

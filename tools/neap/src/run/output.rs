@@ -1,6 +1,6 @@
 //! Where a record goes.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -9,44 +9,31 @@ use xtask::progress::say;
 
 use crate::report::{self, Record};
 
-/// The page's file: opened before the run, so that a long one does not end in an error that could be seen at once.
+/// The page's file, known to be writable before the run: a long one shall not end in an error that could be seen at
+/// once.
 #[derive(Debug)]
-pub struct PageFile {
-    path: PathBuf,
-    file: File,
-    /// Made by us and still empty: removed when the run gives no report.
-    fresh: bool,
-}
+pub struct PageFile(PathBuf);
 
 impl PageFile {
-    /// Opens `path` for writing; what stands there stays until there is something better.
+    /// Checks that `path` can be written; what stands there stays until there is something better.
     pub fn claim(path: &Path) -> Result<Self> {
         let fresh = !path.exists();
-        let file = OpenOptions::new().create(true).append(true).open(path).with_context(|| {
+        OpenOptions::new().create(true).append(true).open(path).with_context(|| {
             format!("--report {} can't be written; name a file in a directory that can", path.display())
         })?;
-        Ok(Self { path: path.to_owned(), file, fresh })
+        if fresh {
+            // Whatever ends the run before its report leaves no empty page.
+            fs::remove_file(path).with_context(|| format!("--report {}", path.display()))?;
+        }
+        Ok(Self(path.to_owned()))
     }
 
     /// Writes the page.
-    fn write(mut self, page: &str) -> Result<()> {
-        self.fresh = false;
-        let mut write = || -> io::Result<()> {
-            self.file.set_len(0)?;
-            self.file.write_all(page.as_bytes())?;
-            self.file.sync_all()
-        };
-        write().with_context(|| format!("the report {} can't be written", self.path.display()))?;
-        say(&format!("neap: report in {}", self.path.display()));
+    fn write(&self, page: &str) -> Result<()> {
+        fs::write(&self.0, page)
+            .with_context(|| format!("the report {} can't be written", self.0.display()))?;
+        say(&format!("neap: report in {}", self.0.display()));
         Ok(())
-    }
-}
-
-impl Drop for PageFile {
-    fn drop(&mut self) {
-        if self.fresh {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -75,10 +62,10 @@ mod tests {
     fn a_report_without_a_run_leaves_no_file_and_spoils_none() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("page.html");
-        drop(PageFile::claim(&path).unwrap());
+        PageFile::claim(&path).unwrap();
         assert!(!path.exists());
         fs::write(&path, "an older and longer report").unwrap();
-        drop(PageFile::claim(&path).unwrap());
+        PageFile::claim(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "an older and longer report");
         PageFile::claim(&path).unwrap().write("new").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");

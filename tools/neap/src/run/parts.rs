@@ -10,13 +10,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use neap_vipu::{Domain, Server};
+use xtask::machine::{Machine, WINDOW_BYTES};
 
-use super::qemu::Machine;
 use super::rundir::RunDir;
-use super::{SERIAL, WINDOW_BYTES};
+use super::SERIAL;
 use crate::children::Guarded;
 use crate::report::Parameters;
 use crate::worker::{AgentOrder, Line, Order, STOP};
+
+/// What the agent's process writes to stderr, in a run's directory.
+const AGENT_REMARKS: &str = "agent.err";
+/// What the worker host writes there.
+const WORKER_REMARKS: &str = "worker.err";
 
 /// Everything that runs. Fields are dropped in order: the worker host, then the agent, then what joined them.
 pub struct Parts {
@@ -42,28 +47,27 @@ impl Parts {
         let server = Server::start(vec![Domain::new(&socket, window, vectors)])?;
         let agent_name = if card.is_some() { "QEMU" } else { "the on-host agent" };
         let mut agent = match card {
-            Some((program, elf)) => Machine {
-                program,
-                elf,
-                cores: asked.cores,
-                window: dir.window().path(),
-                window_bytes: WINDOW_BYTES,
-                socket: &socket,
-                vectors,
-                serial: &dir.path().join(SERIAL),
+            Some((program, elf)) => {
+                let mut machine = Machine::new(u32::from(asked.cores), dir.window().path(), WINDOW_BYTES);
+                machine.doorbells = vec![(socket.clone(), vectors)];
+                // A supervisor that panics ends the machine, and so is seen at once.
+                machine.bootargs = vec!["neap.exit=1".to_owned()];
+                machine.command(program, elf)?
             }
-            .command(),
             None => {
                 let order = AgentOrder { socket: socket.clone(), vectors };
                 ourselves("agent", &serde_json::to_string(&order)?)?
             }
         };
-        agent.stdout(Stdio::null()).stderr(remarks(dir.path(), "agent")?);
+        agent
+            .stdin(Stdio::null())
+            .stdout(remarks(dir.path(), SERIAL)?)
+            .stderr(remarks(dir.path(), AGENT_REMARKS)?);
         let agent = Guarded::start(agent)?;
 
         let order = Order { socket, vectors, parameters: asked.clone() };
         let mut worker = ourselves("worker", &serde_json::to_string(&order)?)?;
-        worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir.path(), "worker")?);
+        worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir.path(), WORKER_REMARKS)?);
         let mut worker = Guarded::start(worker)?;
         let words = worker.child().stdin.take();
         let said = worker.child().stdout.take().context("the worker host has no stdout")?;
@@ -99,9 +103,9 @@ impl Parts {
     pub fn last_words(&self) -> String {
         let mut text = String::new();
         for (name, file) in [
-            ("serial line", SERIAL.to_owned()),
-            (self.agent_name, remarks_file("agent")),
-            ("worker host", remarks_file("worker")),
+            ("console", SERIAL),
+            (self.agent_name, AGENT_REMARKS),
+            ("worker host", WORKER_REMARKS),
         ] {
             let said = fs::read(self.dir.join(file)).unwrap_or_default();
             let said = String::from_utf8_lossy(&said);
@@ -122,10 +126,7 @@ fn ourselves(command: &str, order: &str) -> Result<Command> {
     Ok(child)
 }
 
-fn remarks_file(of: &str) -> String {
-    format!("{of}.err")
-}
-
-fn remarks(dir: &Path, of: &str) -> Result<File> {
-    File::create(dir.join(remarks_file(of))).context("making a file for a child's remarks")
+/// A file of the run's directory for what a child writes.
+fn remarks(dir: &Path, name: &str) -> Result<File> {
+    File::create(dir.join(name)).with_context(|| format!("making the file {name} for a child's remarks"))
 }
