@@ -60,7 +60,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
     /// How long the load lasts
-    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true, value_parser = seconds)]
     pub seconds: f64,
     /// Which policy decides
     #[arg(long, default_value = "fifo", value_parser = ["fifo"])]
@@ -69,7 +69,7 @@ pub struct RunOptions {
     #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<u16>::new().range(1..=u64::from(CPUS_MAX)))]
     pub cpus: u16,
     /// Mean arrivals per second
-    #[arg(long, default_value_t = 3000.0, value_parser = rate)]
+    #[arg(long, default_value_t = 3000.0, allow_negative_numbers = true, value_parser = rate)]
     pub rate: f64,
     /// Where keys, arrivals and values come from; the same seed gives the same load [default: a random one, reported]
     #[arg(long)]
@@ -78,10 +78,10 @@ pub struct RunOptions {
     #[arg(long, default_value_t = 100_000, value_parser = RangedU64ValueParser::<u64>::new().range(1..=20_000_000))]
     pub keys: u64,
     /// Requests of which the task blocks for 100 to 300 µs between two GETs (TASK_BLOCKED, TASK_WAKEUP)
-    #[arg(long, default_value_t = 5.0, value_name = "PERCENT", value_parser = percent)]
+    #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
     pub blocking: f64,
     /// Requests of which the task yields between two GETs (TASK_YIELD)
-    #[arg(long, default_value_t = 5.0, value_name = "PERCENT", value_parser = percent)]
+    #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
     pub yielding: f64,
     /// Cores of the IPU; core 0 supervises
     #[arg(long, default_value_t = 2, value_parser = RangedU64ValueParser::<u16>::new().range(2..=16))]
@@ -162,6 +162,7 @@ mod tests {
             ("--seconds 0", "0.1 to 86400 seconds"),
             ("--seconds nan", "0.1 to 86400 seconds"),
             ("--seconds -3", "seconds"),
+            ("--rate -5", "0.1 to 1000000 requests per second"),
             ("--rate 0", "0.1 to 1000000 requests per second"),
             ("--rate inf", "requests per second"),
             ("--cpus 0", "1..=256"),

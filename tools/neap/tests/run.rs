@@ -142,7 +142,10 @@ fn the_last_run_can_be_asked_and_tells_that_it_has_no_log() {
     assert_eq!(place.start(&["--seconds", "0.3"]).end().code, Some(0));
     let status = place.neap(&["status", "--json"]).output().unwrap();
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
-    assert_eq!((status["running"].as_bool(), status["agent"]["state"].as_str()), (Some(false), Some("stopped")));
+    assert_eq!(
+        (status["running"].as_bool(), status["agent"]["state"].as_str()),
+        (Some(false), Some("stopped"))
+    );
     let log = place.neap(&["log"]).output().unwrap();
     let words = String::from_utf8_lossy(&log.stderr).into_owned();
     assert!(!log.status.success() && words.contains("without --on-host"), "{words}");
@@ -164,5 +167,8 @@ fn a_place_for_runs_that_is_none_is_named() {
     let mut command = place.neap(&["run", "--on-host", "--seconds", "60"]);
     let output = command.env("TMPDIR", Path::new("/proc/no-such")).output().unwrap();
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && words.contains("/proc/no-such") && words.contains("TMPDIR"), "{words}");
+    assert!(
+        !output.status.success() && words.contains("/proc/no-such") && words.contains("TMPDIR"),
+        "{words}"
+    );
 }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 300.0;
 /// Room for the labels: left, right, top, bottom.
-const MARGIN: [f64; 4] = [56.0, 16.0, 14.0, 42.0];
+const MARGIN: [f64; 4] = [56.0, 24.0, 14.0, 42.0];
 
 /// One line of a plot.
 pub struct Series<'a> {
@@ -43,13 +43,13 @@ impl Axis {
         Self { from: 0.0, to: steps * step, log: false, ticks }
     }
 
-    /// Whole decades around `least` to `most`, both above 0.
+    /// From a power of ten at or below `least` to a round number at or above `most`, marked at the powers of ten.
     fn decades(least: f64, most: f64, label: impl Fn(f64) -> String) -> Self {
-        let low = least.max(1e-3).log10().floor() as i32;
-        let high = (most.max(1e-3).log10().ceil() as i32).max(low + 1);
-        let ticks = (low..=high).map(|decade| 10f64.powi(decade));
+        let low = least.max(1e-3).log10().floor();
+        let high = round_step(most.max(1e-3)).log10().max(low + 1.0);
+        let ticks = (low as i32..=high.floor() as i32).map(|decade| 10f64.powi(decade));
         let ticks = ticks.map(|at| Tick { at, label: label(at) }).collect();
-        Self { from: f64::from(low), to: f64::from(high), log: true, ticks }
+        Self { from: low, to: high, log: true, ticks }
     }
 
     /// Where `value` lies, 0 to 1.
@@ -59,7 +59,7 @@ impl Axis {
     }
 }
 
-/// 1, 2 or 5 times a power of ten, at or above `least`; at least 1 where counts are meant.
+/// 1, 2 or 5 times a power of ten, at or (but for a rounding error) above `least`.
 fn round_step(least: f64) -> f64 {
     let decade = 10f64.powf(least.log10().floor());
     [1.0, 2.0, 5.0, 10.0].iter().map(|m| m * decade).find(|step| *step >= least * 0.999).unwrap_or(decade)
@@ -194,7 +194,7 @@ mod tests {
             assert!(axis.to >= most && (4..=11).contains(&axis.ticks.len()), "{most}: {}", axis.ticks.len());
             assert!((0.0..=1.0).contains(&axis.share(most)));
         }
-        let axis = Axis::decades(3.0, 4200.0, decade_label);
+        let axis = Axis::decades(3.0, 9200.0, decade_label);
         let labels: Vec<&str> = axis.ticks.iter().map(|tick| tick.label.as_str()).collect();
         assert_eq!(labels, ["1 µs", "10 µs", "100 µs", "1 ms", "10 ms"]);
         assert!((axis.share(100.0) - 0.5).abs() < 1e-9);

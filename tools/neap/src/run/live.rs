@@ -89,7 +89,7 @@ mod tests {
     fn the_line_says_it_all() {
         assert_eq!(
             line(&example().measured, (2999.6, 3301.0)),
-            "3,000 requests/s · 3,301 decisions/s · 3 waiting · p50 180 µs · p99 1.20 ms"
+            "3,000 requests/s · 3,301 decisions/s · 20 waiting · p50 180 µs · p99 1.20 ms"
         );
     }
 }

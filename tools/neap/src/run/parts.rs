@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use neap_vipu::{Domain, Server};
 use xtask::machine::{Machine, WINDOW_BYTES};
 
-use super::rundir::RunDir;
 use super::SERIAL;
+use super::rundir::RunDir;
 use crate::children::Guarded;
 use crate::report::Parameters;
 use crate::worker::{AgentOrder, Line, Order, STOP};
@@ -102,11 +102,9 @@ impl Parts {
     /// The last lines that agent and worker host wrote, for an error.
     pub fn last_words(&self) -> String {
         let mut text = String::new();
-        for (name, file) in [
-            ("console", SERIAL),
-            (self.agent_name, AGENT_REMARKS),
-            ("worker host", WORKER_REMARKS),
-        ] {
+        for (name, file) in
+            [("console", SERIAL), (self.agent_name, AGENT_REMARKS), ("worker host", WORKER_REMARKS)]
+        {
             let said = fs::read(self.dir.join(file)).unwrap_or_default();
             let said = String::from_utf8_lossy(&said);
             let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
