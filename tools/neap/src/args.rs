@@ -69,7 +69,7 @@ pub struct RunOptions {
     #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<u16>::new().range(1..=u64::from(CPUS_MAX)))]
     pub cpus: u16,
     /// Mean arrivals per second
-    #[arg(long, default_value_t = 3000.0, allow_negative_numbers = true, value_parser = rate)]
+    #[arg(long, default_value_t = 8000.0, allow_negative_numbers = true, value_parser = rate)]
     pub rate: f64,
     /// Where keys, arrivals and values come from; the same seed gives the same load [default: a random one, reported]
     #[arg(long)]

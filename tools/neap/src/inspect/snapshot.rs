@@ -55,7 +55,8 @@ impl Snapshot {
         Self::open(&last, false)
     }
 
-    fn open(dir: &Path, running: bool) -> Result<Self> {
+    /// The run in `dir`.
+    pub fn open(dir: &Path, running: bool) -> Result<Self> {
         let notes = fs::read(dir.join(NOTES)).with_context(|| format!("{} has no notes", dir.display()))?;
         let notes = serde_json::from_slice(&notes)
             .with_context(|| format!("{} is of another release of neap; run once more", dir.display()))?;

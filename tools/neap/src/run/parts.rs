@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use neap_abi::{AgentControl, AgentState};
 use neap_vipu::{Domain, Server};
 use xtask::machine::{Machine, WINDOW_BYTES};
 
 use super::SERIAL;
 use super::rundir::RunDir;
 use crate::children::Guarded;
+use crate::inspect::snapshot::Snapshot;
 use crate::report::Parameters;
 use crate::worker::{AgentOrder, Line, Order, STOP};
 
@@ -92,11 +94,29 @@ impl Parts {
         }
     }
 
-    /// Ends what still runs: the worker host first, so that its leaving is seen.
-    pub fn stop(&mut self) {
+    /// Ends what still runs: the worker host first, so that its leaving is seen. One that has reported (`orderly`) has
+    /// told the agent that it goes, and the agent gets a moment to end well and to say so in its log.
+    pub fn stop(&mut self, orderly: bool) {
+        if orderly {
+            self.worker.wait(Duration::from_secs(2));
+            self.await_agent(Duration::from_millis(500));
+        }
         self.words = None;
         self.worker.stop(Duration::from_secs(5));
         self.agent.stop(Duration::from_secs(2));
+    }
+
+    /// Waits until the agent says that it has stopped, or has no more to say.
+    fn await_agent(&mut self, patience: Duration) {
+        let Ok(snapshot) = Snapshot::open(&self.dir, true) else { return };
+        let Ok(hello) = snapshot.hello() else { return };
+        let asked = Instant::now();
+        while asked.elapsed() < patience
+            && self.agent.ended().is_none()
+            && matches!(snapshot.agent(&hello), Ok(Some(AgentControl { state: AgentState::Running, .. })))
+        {
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// The last lines that agent and worker host wrote, for an error.

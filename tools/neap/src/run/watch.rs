@@ -59,11 +59,10 @@ pub fn watch(
 ) -> Result<(End, Measured)> {
     let mut run = Watched { parts, live: Live::new(), started: None, last: None, done: false };
     let end = run.follow(asked, signals);
-    let Watched { last, live, .. } = run;
+    let Watched { last, live, done, .. } = run;
     drop(live);
-    parts.stop();
-    let (end, last) = (end?, last);
-    match (end, last) {
+    parts.stop(done);
+    match (end?, last) {
         (end, Some(measured)) => Ok((end, measured)),
         // Somebody who interrupts a start wants no report of nothing.
         (End::Interrupted(signal), None) => Ok((End::Interrupted(signal), Measured::default())),
@@ -118,7 +117,8 @@ impl Watched<'_> {
                     return Ok(self.end());
                 }
                 let words = format!("the worker host {} {when}", in_words(status));
-                return Ok(End::Broken(self.with_unfinished(words)));
+                let by = if self.last.is_some() { " by what it last told" } else { "" };
+                return Ok(End::Broken(self.with_unfinished(words) + by));
             }
             match self.started {
                 Some(started) if started.elapsed() > load => {

@@ -35,7 +35,7 @@ pub const DRAIN: Duration = Duration::from_secs(30);
 /// How long the firmware may take to boot and answer.
 const ATTACH: Duration = Duration::from_secs(60);
 /// How often figures are told.
-const TELL: Duration = Duration::from_millis(200);
+const TELL: Duration = Duration::from_millis(100);
 /// The longest sleep of the load: a word is heard that soon.
 const NAP: Duration = Duration::from_millis(20);
 

@@ -56,11 +56,16 @@ impl Place {
 
     /// The instance's directory, as soon as its load is on: the agent and the worker host are up.
     pub fn wait_running(&self, running: &mut Running) -> PathBuf {
+        self.wait_decisions(running, 1)
+    }
+
+    /// The same, as soon as the agent has said that it made so many decisions.
+    pub fn wait_decisions(&self, running: &mut Running, least: u64) -> PathBuf {
         let started = Instant::now();
         loop {
             assert!(started.elapsed() < PATIENCE, "the load has not begun");
             assert!(!running.has_ended(), "ended before its load: {}", running.end().words());
-            let found = self.left_over().into_iter().find(|dir| self.decisions(dir) > 0);
+            let found = self.left_over().into_iter().find(|dir| self.decisions(dir) >= least);
             if let Some(dir) = found {
                 return dir;
             }
