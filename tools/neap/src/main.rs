@@ -16,6 +16,7 @@ mod worker;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 
 use args::{Arguments, Command};
@@ -35,5 +36,14 @@ fn main() -> ExitCode {
             let _ = writeln!(io::stderr().lock(), "neap: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints a result to stdout. A reader that has seen enough and gone is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("printing the result"),
+        _ => Ok(()),
     }
 }

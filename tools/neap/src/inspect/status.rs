@@ -7,6 +7,7 @@ use neap_abi::{AgentControl, Epitaph, Hello};
 use serde_json::{Value, json};
 
 use super::snapshot::Snapshot;
+use crate::print;
 
 /// Prints where an instance stands, as a table or as one JSON object.
 pub fn status(as_json: bool) -> Result<()> {
@@ -16,7 +17,7 @@ pub fn status(as_json: bool) -> Result<()> {
         Ok(hello) => (snapshot.agent(hello)?, snapshot.epitaphs(hello)?),
         Err(_) => (None, Vec::new()),
     };
-    if as_json {
+    let text = if as_json {
         let hello_error = hello.as_ref().err().map(|error| format!("{error:#}"));
         let object = json!({
             "running": snapshot.running,
@@ -28,35 +29,36 @@ pub fn status(as_json: bool) -> Result<()> {
             "agent": agent.as_ref().map(of_agent),
             "epitaphs": epitaphs.iter().map(of_epitaph).collect::<Vec<_>>(),
         });
-        println!("{object:#}");
-        return Ok(());
-    }
-    println!("{} on {}, pid {}", snapshot.what(), snapshot.notes.ran_on, snapshot.notes.pid);
-    match &hello {
-        Ok(hello) => print_rows("hello page", &of_hello(hello)),
-        Err(error) => println!("{error:#}"),
-    }
-    match &agent {
-        Some(agent) => print_rows("agent", &of_agent(agent)),
-        None => println!("no agent has written its control line"),
-    }
-    for epitaph in &epitaphs {
-        println!("epitaph: {}", in_words(epitaph));
-    }
-    if epitaphs.is_empty() {
-        println!("no epitaphs");
-    }
-    Ok(())
+        format!("{object:#}")
+    } else {
+        let mut lines =
+            vec![format!("{}, on {}, pid {}", snapshot.what(), snapshot.notes.ran_on, snapshot.notes.pid)];
+        lines.push(match &hello {
+            Ok(hello) => rows("hello page", &of_hello(hello)),
+            Err(error) => format!("{error:#}"),
+        });
+        lines.push(match &agent {
+            Some(agent) => rows("agent", &of_agent(agent)),
+            None => "no agent has written its control line".to_owned(),
+        });
+        lines.extend(epitaphs.iter().map(|epitaph| format!("epitaph: {}", in_words(epitaph))));
+        if epitaphs.is_empty() {
+            lines.push("no epitaphs".to_owned());
+        }
+        lines.join("\n")
+    };
+    print(&text)
 }
 
-fn print_rows(title: &str, object: &Value) {
+/// An object as a table of two columns.
+fn rows(title: &str, object: &Value) -> String {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED.with_rounded_corners()).set_header([title, ""]);
     for (name, value) in object.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         table.add_row([name.replace('_', " "), value]);
     }
-    println!("{table}");
+    table.to_string()
 }
 
 fn of_hello(hello: &Hello) -> Value {

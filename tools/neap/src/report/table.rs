@@ -44,12 +44,9 @@ pub fn table(record: &Record) -> String {
     row("FIFO violations", count(m.fifo_violations), verdict(m.fifo_violations));
     row("resyncs", count(m.resyncs), String::new());
     row("messages", count(m.messages), format!("{} doorbells", count(m.doorbells)));
-    let mut text = format!("{table}\n");
-    for line in notes(record) {
-        text.push_str(&line);
-        text.push('\n');
-    }
-    text
+    let mut lines = vec![table.to_string()];
+    lines.extend(notes(record));
+    lines.join("\n")
 }
 
 /// What stands below the table: on what it ran, and what went wrong.

@@ -1,12 +1,12 @@
 //! Where a record goes.
 
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use xtask::progress::say;
 
+use crate::print;
 use crate::report::{self, Record};
 
 /// The page's file, known to be writable before the run: a long one shall not end in an error that could be seen at
@@ -39,12 +39,7 @@ impl PageFile {
 
 /// Prints the record to stdout, writes the page, and says on stderr what went wrong.
 pub fn show(record: &Record, json: bool, page: Option<PageFile>) -> Result<()> {
-    let text = if json { format!("{:#}\n", record.json()) } else { report::table(record) };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // Whoever read has seen enough; the page is still wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        done => done.context("printing the report")?,
-    }
+    print(&if json { format!("{:#}", record.json()) } else { report::table(record) })?;
     if let Some(page) = page {
         page.write(&report::page(record))?;
     }

@@ -99,7 +99,7 @@ impl Parts {
     pub fn stop(&mut self, orderly: bool) {
         if orderly {
             self.worker.wait(Duration::from_secs(2));
-            self.await_agent(Duration::from_millis(500));
+            self.await_agent(Duration::from_secs(2));
         }
         self.words = None;
         self.worker.stop(Duration::from_secs(5));
