@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn any_byte_wrong_is_no_epitaph() {
         let bytes = example().to_bytes();
-        for i in 0..bytes.len() {
+        for i in (0..bytes.len()).step_by(if cfg!(miri) { 37 } else { 1 }) {
             let mut bad = bytes;
             bad[i] ^= 0x10;
             assert_eq!(Epitaph::from_bytes(&bad), None, "byte {i}");

@@ -56,6 +56,13 @@ pub enum AgentError {
     NoQueue,
     /// The lines make no ring.
     Ring(RingError),
+    /// Private memory of another size than the agent was built for.
+    Memory {
+        /// Entries given.
+        entries: usize,
+        /// Entries wanted.
+        wanted: usize,
+    },
     /// More CPUs than slots can be kept track of.
     TooManyCpus {
         /// How many.
@@ -76,6 +83,9 @@ impl fmt::Display for AgentError {
             Self::QueueExists => f.write_str("the agent has a message queue already"),
             Self::NoQueue => f.write_str("the agent has no message queue: create_queue comes first"),
             Self::Ring(error) => error.fmt(f),
+            Self::Memory { entries, wanted } => {
+                write!(f, "private memory for {entries} tasks, not for {wanted}")
+            }
             Self::TooManyCpus { cpus } => write!(f, "{cpus} CPUs: an enclave has at most {CPUS_MAX}"),
             Self::Unknown(UnknownMessage { kind, outcome }) => {
                 write!(f, "message of kind {kind} with outcome {outcome} is not known here")
@@ -87,8 +97,9 @@ impl fmt::Display for AgentError {
 impl core::error::Error for AgentError {}
 
 /// What the libOS knows of one decision slot.
-#[derive(Clone, Copy, Debug, Default)]
-struct Slot {
+#[derive(Clone, Copy, Debug)]
+struct Slot<'w> {
+    line: &'w Line,
     writer: SlotWriter,
     /// The last txn that the host is known to have taken.
     taken: u32,
@@ -101,7 +112,7 @@ pub struct Agent<'w, D, X = ()> {
     pub extension: X,
     bindings: Bindings<'w, D>,
     queue: Option<Consumer<'w>>,
-    slots: Vec<Slot, { CPUS_MAX as usize }>,
+    slots: Vec<Slot<'w>, { CPUS_MAX as usize }>,
     control: SlotWriter,
     /// Decisions made.
     order: u32,
@@ -121,7 +132,10 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     pub fn new(bindings: Bindings<'w, D>, extension: X) -> Result<Self, AgentError> {
         let cpus = bindings.slots.len();
         let mut slots = Vec::new();
-        slots.resize_default(cpus).map_err(|_| AgentError::TooManyCpus { cpus })?;
+        for line in bindings.slots {
+            let slot = Slot { line, writer: SlotWriter::default(), taken: 0 };
+            slots.push(slot).map_err(|_| AgentError::TooManyCpus { cpus })?;
+        }
         let control = SlotWriter::after(bindings.control);
         let version = bindings.version;
         Ok(Self {
@@ -230,25 +244,21 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     fn publish(&mut self, txn: &Txn) -> Result<u32, AgentError> {
         let credits = self.taken();
         let cpu = txn.cpu;
-        let (Some(slot), Some(line)) =
-            (self.slots.get_mut(usize::from(cpu)), self.bindings.slots.get(usize::from(cpu)))
-        else {
-            return Err(AgentError::NoCpu { cpu });
-        };
+        let Some(slot) = self.slots.get_mut(usize::from(cpu)) else { return Err(AgentError::NoCpu { cpu }) };
         let id = slot.writer.next();
         if id.wrapping_sub(slot.taken) > SlotWriter::OUTSTANDING_MAX {
             return Err(AgentError::SlotBusy { cpu });
         }
         self.order = self.order.wrapping_add(1);
         let txn = Txn { id, credits, order: self.order & self.order_mask, ..*txn };
-        slot.writer.write(line, &txn.to_payload(), CREDIT_WORD);
+        slot.writer.write(slot.line, &txn.to_payload(), CREDIT_WORD);
         Ok(id)
     }
 
     #[inline(always)]
     fn ring(&mut self, cpu: u16) {
-        self.doorbells = self.doorbells.wrapping_add(1);
         self.bindings.doorbell.ring(cpu);
+        self.doorbells = self.doorbells.wrapping_add(1);
     }
 }
 
@@ -264,6 +274,7 @@ impl<D: Doorbell, X> Decide for Agent<'_, D, X> {
             }
             published += 1;
         }
+        // All lines first: a group's members should find each other there.
         for txn in txns.iter().take(published) {
             if !txn.flags.has(TxnFlags::PRESTAGED) {
                 self.ring(txn.cpu);

@@ -52,6 +52,15 @@ impl CpuSet {
         }
     }
 
+    /// Puts a CPU in or takes it out.
+    #[inline(always)]
+    pub fn set(&mut self, cpu: u16, is_in: bool) {
+        if let Some(word) = self.0.get_mut(usize::from(cpu / 64)) {
+            let bit = 1 << (cpu % 64);
+            *word = (*word & !bit) | if is_in { bit } else { 0 };
+        }
+    }
+
     /// Whether a CPU is in.
     #[must_use]
     #[inline(always)]

@@ -1,59 +1,81 @@
 //! FIFO, run to completion (paper section 7.2), with one decision prestaged per host CPU where the run queue is deep
 //! enough (section 5.1).
+//!
+//! A decision is published, and its CPU rung, before the policy notes what it has done: the host should not wait for our
+//! books.
 
-use heapless::Vec;
 use neap_abi::message::TASK_NONE;
 use neap_abi::{CPUS_MAX, Message, MessageKind, Outcome, TaskFlags, Txn, TxnFlags};
 use neap_agent::{Decide, Policy};
 
 use crate::cpus::CpuSet;
-use crate::tasks::{Queue, State, Task, Tasks};
+use crate::tasks::{Queue, State, TASKS, Task, Tasks};
 
 /// Tasks at the head of the queue that are asked whether they may run on a CPU. FIFO is global: a task that may not is
 /// passed over, and more than a few such in a row means that the enclave was cut wrongly.
 const LOOK: u32 = 8;
 
-/// What waits in a CPU's slot.
-#[derive(Clone, Copy, Debug)]
-struct Staged {
-    task: u32,
-    id: u32,
+/// What a CPU does, as far as we have heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is not the enclave's at the moment, or has not been heard of.
+    Away,
+    /// It has nothing to run.
+    Idle,
+    /// It runs a task.
+    Busy,
 }
 
-const NOTHING: Staged = Staged { task: TASK_NONE, id: 0 };
+/// A host CPU, and what lies in its slot: a task, or [`TASK_NONE`].
+#[derive(Clone, Copy, Debug)]
+struct Cpu {
+    staged: u32,
+    id: u32,
+    standing: Standing,
+}
 
-/// Global FIFO over the enclave's CPUs.
+const UNHEARD: Cpu = Cpu { staged: TASK_NONE, id: 0, standing: Standing::Away };
+
+/// Global FIFO over the enclave's CPUs, for `N` tasks.
 #[derive(Debug)]
-pub struct Fifo<'m> {
-    tasks: Tasks<'m>,
+pub struct Fifo<'m, const N: usize = TASKS> {
+    tasks: Tasks<'m, N>,
     queue: Queue,
-    staged: Vec<Staged, { CPUS_MAX as usize }>,
-    /// CPUs with nothing to run.
-    idle: CpuSet,
-    /// CPUs whose slot is empty, as far as we have heard, and that take decisions.
-    open: CpuSet,
+    cpus: [Cpu; CPUS_MAX as usize],
+    count: u16,
+    /// CPUs that are idle and have nothing in their slot.
+    waiting: CpuSet,
+    /// CPUs that are busy and have nothing in their slot.
+    hungry: CpuSet,
     /// Tasks in the queue above which one is prestaged: as many as there are CPUs, so that a task bound to one CPU
     /// early does not leave another idle.
     depth: u32,
     resyncing: bool,
 }
 
-impl<'m> Fifo<'m> {
-    /// FIFO for `cpus` host CPUs (at most [`CPUS_MAX`]) and as many tasks as `memory` holds. It decides nothing before
-    /// the host has sent its state: an attachment starts with a resync.
+/// A task that an event brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It goes to the end of the queue.
+    Back,
+    /// It was first when it was chosen, and still is.
+    Front,
+}
+
+impl<'m, const N: usize> Fifo<'m, N> {
+    /// FIFO for `cpus` host CPUs (at most [`CPUS_MAX`]). It decides nothing before the host has sent its state: an
+    /// attachment starts with a resync.
     #[must_use]
-    pub fn new(cpus: u16, memory: &'m mut [Task]) -> Self {
-        let cpus = cpus.min(CPUS_MAX);
-        let mut staged = Vec::new();
-        // At most CPUS_MAX, which is its capacity.
-        let _ = staged.resize(usize::from(cpus), NOTHING);
+    pub fn new(cpus: u16, memory: &'m mut [Task; N]) -> Self {
+        let count = cpus.min(CPUS_MAX);
         Self {
             tasks: Tasks::new(memory),
             queue: Queue::default(),
-            staged,
-            idle: CpuSet::default(),
-            open: CpuSet::default(),
-            depth: u32::from(cpus),
+            cpus: [UNHEARD; CPUS_MAX as usize],
+            count,
+            waiting: CpuSet::default(),
+            hungry: CpuSet::default(),
+            depth: u32::from(count),
             resyncing: true,
         }
     }
@@ -64,40 +86,174 @@ impl<'m> Fifo<'m> {
         self.queue.len()
     }
 
+    /// A CPU's entry. The libOS lets no number through that is not below [`CPUS_MAX`].
+    #[inline(always)]
+    fn cpu(&mut self, cpu: u16) -> &mut Cpu {
+        &mut self.cpus[usize::from(cpu as u8)]
+    }
+
+    /// Puts a CPU into the set where it belongs.
+    #[inline(always)]
+    fn settle(&mut self, number: u16) {
+        let cpu = *self.cpu(number);
+        let open = cpu.staged == TASK_NONE;
+        self.waiting.set(number, open && cpu.standing == Standing::Idle);
+        self.hungry.set(number, open && cpu.standing == Standing::Busy);
+    }
+
+    /// Publishes a decision for `cpu` and rings it unless it is ahead of time; then notes it.
+    #[inline(always)]
+    fn stage(&mut self, cpu: u16, task: u32, stamp: u32, flags: TxnFlags, decide: &mut impl Decide) -> bool {
+        let txn = Txn { flags, ..decide.txn_create(cpu, task, stamp) };
+        let Ok(id) = decide.txns_commit(&[txn]) else {
+            // A CPU that takes no more lines is left alone until it is heard of.
+            self.cpu(cpu).standing = Standing::Away;
+            self.settle(cpu);
+            return false;
+        };
+        let entry = self.cpu(cpu);
+        (entry.staged, entry.id) = (task, id);
+        self.waiting.remove(cpu);
+        self.hungry.remove(cpu);
+        self.tasks.entry(task).cpu = cpu;
+        true
+    }
+
+    /// Stages the first task in the queue that may run on `cpu`.
+    #[inline(always)]
+    fn stage_first(&mut self, cpu: u16, flags: TxnFlags, decide: &mut impl Decide) -> bool {
+        let Some((task, stamp)) = self.queue.first_for::<LOOK, N>(&mut self.tasks, cpu) else { return false };
+        if self.stage(cpu, task, stamp, flags, decide) {
+            self.queue.remove(&mut self.tasks, task, State::Placed);
+        }
+        true
+    }
+
+    /// A decision ahead of time, if the queue is deep enough and a CPU that runs has an empty slot: `cpu` if it can be.
+    #[inline(always)]
+    fn prestage(&mut self, cpu: u16, decide: &mut impl Decide) {
+        if self.queue.len() <= self.depth {
+            return;
+        }
+        let entry = self.cpu(cpu);
+        let ours = entry.staged == TASK_NONE && entry.standing == Standing::Busy;
+        if let Some(ahead) = if ours { Some(cpu) } else { self.hungry.first() } {
+            self.stage_first(ahead, TxnFlags::PRESTAGED, decide);
+        }
+    }
+
+    /// Whether `cpu` has nothing to run and nothing in its slot.
+    #[inline(always)]
+    fn waits(&mut self, cpu: u16) -> bool {
+        let cpu = self.cpu(cpu);
+        cpu.staged == TASK_NONE && cpu.standing == Standing::Idle
+    }
+
+    /// The lowest CPU that waits and on which a task with this affinity may run.
+    #[inline(always)]
+    fn waiting_for(&self, first_cpu: u16, cpu_count: u16) -> Option<u16> {
+        if cpu_count == 0 {
+            return self.waiting.first();
+        }
+        self.waiting_in(first_cpu, cpu_count)
+    }
+
+    #[cold]
+    fn waiting_in(&self, first_cpu: u16, cpu_count: u16) -> Option<u16> {
+        self.waiting.and(&CpuSet::range(first_cpu, cpu_count)).first()
+    }
+
+    /// A task that can run has come. One decision at most.
+    ///
+    /// Before each message, no task in the queue could run on a CPU that waits. So only the CPU that reports and the task
+    /// that it reports can meet, with each other or with one that waited for them.
+    #[inline(always)]
+    fn arrives(&mut self, message: &Message, place: Place, decide: &mut impl Decide) {
+        let task = message.task;
+        if !Tasks::<N>::holds(task) || self.tasks.entry(task).state == State::Queued {
+            return;
+        }
+        if self.resyncing {
+            self.hear_of(message).state = State::Blocked;
+            return self.queue.push_back(&mut self.tasks, task);
+        }
+        let waits = self.waits(message.cpu);
+        if waits && place == Place::Back && self.stage_first(message.cpu, TxnFlags(0), decide) {
+            self.hear_of(message).state = State::Blocked;
+            return self.queue.push_back(&mut self.tasks, task);
+        }
+        let here = waits && Task::affinity_allows(message.first_cpu, message.cpu_count, message.cpu);
+        let cpu =
+            if here { Some(message.cpu) } else { self.waiting_for(message.first_cpu, message.cpu_count) };
+        if let Some(cpu) = cpu
+            && self.stage(cpu, task, message.stamp, TxnFlags(0), decide)
+        {
+            self.hear_of(message).state = State::Placed;
+            return;
+        }
+        self.hear_of(message).state = State::Blocked;
+        match place {
+            Place::Back => self.queue.push_back(&mut self.tasks, task),
+            Place::Front => self.queue.push_front(&mut self.tasks, task),
+        }
+        self.prestage(message.cpu, decide);
+    }
+
+    /// A CPU may need a task, now or soon. One decision at most.
+    #[inline(always)]
+    fn serves(&mut self, cpu: u16, decide: &mut impl Decide) {
+        if self.resyncing {
+            return;
+        }
+        if !(self.waits(cpu) && self.stage_first(cpu, TxnFlags(0), decide)) {
+            self.prestage(cpu, decide);
+        }
+    }
+
+    /// A queued task may have come to fit a CPU that waits.
+    #[cold]
+    fn fits_again(&mut self, task: u32, decide: &mut impl Decide) {
+        if !Tasks::<N>::holds(task) || self.resyncing {
+            return;
+        }
+        let entry = *self.tasks.entry(task);
+        if entry.state == State::Queued
+            && let Some(cpu) = self.waiting_for(entry.first_cpu, entry.cpu_count)
+            && self.stage(cpu, task, entry.stamp, TxnFlags(0), decide)
+        {
+            self.queue.remove(&mut self.tasks, task, State::Placed);
+        }
+    }
+
     /// Takes note of the verdict on what `cpu` took from its slot. Returns the task that is queued again by it.
     #[inline(always)]
-    fn verdict(&mut self, message: &Message, decide: &mut impl Decide) -> u32 {
-        let Some(staged) = self.staged.get_mut(usize::from(message.cpu)) else { return TASK_NONE };
-        if staged.id != message.txn || staged.task == TASK_NONE {
+    fn verdict(&mut self, cpu: u16, txn: u32, outcome: Outcome, decide: &mut impl Decide) -> u32 {
+        let entry = self.cpu(cpu);
+        let task = entry.staged;
+        if task == TASK_NONE || entry.id != txn {
             return TASK_NONE;
         }
-        let task = staged.task;
-        *staged = NOTHING;
-        self.open.insert(message.cpu);
-        let Some(entry) = self.tasks.get(task) else { return TASK_NONE };
-        if message.outcome == Outcome::Committed {
-            self.idle.remove(message.cpu);
-            if entry.state == State::Staged && entry.cpu == message.cpu {
-                entry.state = State::Running;
-            }
+        entry.staged = TASK_NONE;
+        if outcome == Outcome::Committed {
+            entry.standing = Standing::Busy;
             return TASK_NONE;
         }
-        if entry.state == State::Staged && entry.cpu == message.cpu {
-            return self.refused(task, message.outcome, decide);
-        }
-        TASK_NONE
+        self.refused(cpu, task, outcome, decide)
     }
 
     /// A refused task keeps its place at the head, unless the refusal says that it has none. Returns it if it does.
     #[cold]
-    fn refused(&mut self, task: u32, outcome: Outcome, decide: &mut impl Decide) -> u32 {
-        let Some(entry) = self.tasks.get(task) else { return TASK_NONE };
+    fn refused(&mut self, cpu: u16, task: u32, outcome: Outcome, decide: &mut impl Decide) -> u32 {
+        let entry = self.tasks.entry(task);
+        if entry.state != State::Placed || entry.cpu != cpu {
+            // It has moved on since: another event has told what it does now.
+            return TASK_NONE;
+        }
         match outcome {
             Outcome::TaskGone | Outcome::InvalidTask | Outcome::NotPermitted => entry.state = State::Absent,
             Outcome::TaskNotRunnable => entry.state = State::Blocked,
-            Outcome::TaskOnCpu => entry.state = State::Running,
+            Outcome::TaskOnCpu => {}
             _ if outcome.task_remains() => {
-                entry.state = State::Blocked;
                 self.queue.push_front(&mut self.tasks, task);
                 return task;
             }
@@ -110,79 +266,21 @@ impl<'m> Fifo<'m> {
         TASK_NONE
     }
 
-    /// Stages `task`, as seen at `stamp`, for `cpu`; rings it unless the decision is ahead of time.
-    #[inline(always)]
-    fn stage(&mut self, cpu: u16, task: u32, stamp: u32, flags: TxnFlags, decide: &mut impl Decide) {
-        self.open.remove(cpu);
-        let txn = Txn { flags, ..decide.txn_create(cpu, task, stamp) };
-        // A CPU that takes no more lines stays closed until it is heard of.
-        let Ok(id) = decide.txns_commit(&[txn]) else { return };
-        self.queue.remove(&mut self.tasks, task, State::Staged);
-        if let Some(entry) = self.tasks.get(task) {
-            entry.cpu = cpu;
-        }
-        if let Some(staged) = self.staged.get_mut(usize::from(cpu)) {
-            *staged = Staged { task, id };
-        }
-    }
-
-    /// The lowest CPU that waits and on which `task` may run, with the task's stamp.
-    #[inline(always)]
-    fn idle_for(&mut self, task: u32) -> Option<(u16, u32)> {
-        let entry = self.tasks.get(task).filter(|entry| entry.state == State::Queued)?;
-        let cpu = if entry.cpu_count == 0 {
-            self.idle.first_of(&self.open)?
-        } else {
-            let range = CpuSet::range(entry.first_cpu, entry.cpu_count);
-            self.idle.and(&self.open).first_of(&range)?
-        };
-        Some((cpu, entry.stamp))
-    }
-
-    /// One decision at most: for the CPU that waits, for the task that came, or else one ahead of time.
-    ///
-    /// Before each message, no task in the queue could run on a CPU that waits; so only the CPU and the task that the
-    /// message speaks of can meet.
-    #[inline(always)]
-    fn dispatch(&mut self, cpu: u16, arrived: u32, decide: &mut impl Decide) {
-        if self.queue.is_empty() {
-            return;
-        }
-        let open = self.open.has(cpu);
-        if open
-            && self.idle.has(cpu)
-            && let Some((task, stamp)) = self.queue.first_for::<LOOK>(&mut self.tasks, cpu)
-        {
-            return self.stage(cpu, task, stamp, TxnFlags(0), decide);
-        }
-        if arrived != TASK_NONE
-            && let Some((idle, stamp)) = self.idle_for(arrived)
-        {
-            return self.stage(idle, arrived, stamp, TxnFlags(0), decide);
-        }
-        if self.queue.len() > self.depth
-            && let Some(ahead) = if open { Some(cpu) } else { self.open.first() }
-            && let Some((task, stamp)) = self.queue.first_for::<LOOK>(&mut self.tasks, ahead)
-        {
-            self.stage(ahead, task, stamp, TxnFlags::PRESTAGED, decide);
-        }
-    }
-
     /// Forgets all; slots are voided so that nothing decided on the old state is taken later.
     #[cold]
     fn begin_resync(&mut self, decide: &mut impl Decide) {
         self.resyncing = true;
         self.tasks.clear();
         self.queue = Queue::default();
-        self.idle.clear();
-        self.open.clear();
-        for (cpu, staged) in (0u16..).zip(&mut self.staged) {
-            if staged.task != TASK_NONE {
-                *staged = NOTHING;
-                let withdrawal = Txn { flags: TxnFlags::PRESTAGED, ..Txn::withdraw(cpu) };
+        self.waiting.clear();
+        self.hungry.clear();
+        for (number, cpu) in (0..self.count).zip(&mut self.cpus) {
+            if cpu.staged != TASK_NONE {
+                let withdrawal = Txn { flags: TxnFlags::PRESTAGED, ..Txn::withdraw(number) };
                 // A slot that takes no more lines is one whose CPU is gone: it is open again once heard of.
                 let _ = decide.txns_commit(&[withdrawal]);
             }
+            *cpu = UNHEARD;
         }
     }
 
@@ -190,122 +288,119 @@ impl<'m> Fifo<'m> {
     #[cold]
     fn end_resync(&mut self, decide: &mut impl Decide) {
         self.resyncing = false;
-        for cpu in 0..self.staged.len() as u16 {
-            self.dispatch(cpu, TASK_NONE, decide);
+        for cpu in 0..self.count {
+            self.serves(cpu, decide);
+            self.settle(cpu);
         }
     }
 
-    /// The task's entry with the stamp and CPUs that the message gives.
+    /// The task's entry, with the stamp and CPUs that the message gives.
     #[inline(always)]
-    fn heard_of(&mut self, message: &Message) -> Option<&mut Task> {
-        let entry = self.tasks.get(message.task)?;
+    fn hear_of(&mut self, message: &Message) -> &mut Task {
+        let entry = self.tasks.entry(message.task);
         entry.stamp = message.stamp;
         entry.first_cpu = message.first_cpu;
         entry.cpu_count = message.cpu_count;
-        Some(entry)
-    }
-
-    /// A task that can run joins the queue's end.
-    #[inline(always)]
-    fn runnable(&mut self, message: &Message) {
-        if self.heard_of(message).is_some() {
-            self.queue.push_back(&mut self.tasks, message.task);
-        }
+        entry
     }
 
     /// A task leaves the queue, if it was there, for `state`.
     #[inline(always)]
     fn leaves(&mut self, message: &Message, state: State) {
-        let Some(entry) = self.heard_of(message) else { return };
+        if !Tasks::<N>::holds(message.task) {
+            return;
+        }
+        let entry = self.hear_of(message);
         if entry.state == State::Queued {
-            self.queue.remove(&mut self.tasks, message.task, state);
+            self.unqueue(message.task, state);
         } else {
             entry.state = state;
         }
     }
 
+    #[cold]
+    fn unqueue(&mut self, task: u32, state: State) {
+        self.queue.remove(&mut self.tasks, task, state);
+    }
+
     /// A CPU of a resync that runs `task`, or one that came back with none.
     // Scalars, not the message: a message that a function of its own may look at must lie in memory, for every message.
     #[cold]
-    fn cpu_returns(&mut self, cpu: u16, task: u32) {
-        if let Some(staged) = self.staged.get(usize::from(cpu))
-            && staged.task == TASK_NONE
-        {
-            self.open.insert(cpu);
-        }
-        if let Some(entry) = self.tasks.get(task) {
-            entry.state = State::Running;
-            entry.cpu = cpu;
+    fn returns(&mut self, cpu: u16, task: u32) {
+        self.cpu(cpu).standing = if task == TASK_NONE { Standing::Away } else { Standing::Busy };
+        if Tasks::<N>::holds(task) {
+            let entry = self.tasks.entry(task);
+            (entry.state, entry.cpu) = (State::Placed, cpu);
         }
     }
 }
 
-impl Policy for Fifo<'_> {
+impl<const N: usize> Policy for Fifo<'_, N> {
     #[inline(always)]
     fn message(&mut self, message: &Message, decide: &mut impl Decide) {
-        let again = if message.outcome == Outcome::None { TASK_NONE } else { self.verdict(message, decide) };
-        let mut arrived = TASK_NONE;
+        let cpu = message.cpu;
+        let again = if message.outcome == Outcome::None {
+            TASK_NONE
+        } else {
+            self.verdict(cpu, message.txn, message.outcome, decide)
+        };
+        if message.kind == MessageKind::ResyncCpu || message.kind == MessageKind::CpuAvailable {
+            self.returns(cpu, message.task);
+        }
+        if message.flags.has(TaskFlags::CPU_IDLE) {
+            let entry = self.cpu(cpu);
+            entry.standing = Standing::Idle;
+            if entry.staged != TASK_NONE {
+                // The host looked before our line landed: it sleeps over a decision.
+                decide.nudge(cpu);
+            }
+        }
+        if again != TASK_NONE {
+            self.serves(cpu, decide);
+            self.fits_again(again, decide);
+        }
         match message.kind {
             MessageKind::TaskNew | MessageKind::TaskWakeup | MessageKind::ResyncTask => {
-                if message.flags.has(TaskFlags::RUNNABLE) && !message.flags.has(TaskFlags::ON_CPU) {
-                    self.runnable(message);
-                    arrived = message.task;
+                if message.flags.0 & (TaskFlags::RUNNABLE.0 | TaskFlags::ON_CPU.0) == TaskFlags::RUNNABLE.0 {
+                    self.arrives(message, Place::Back, decide);
                 } else {
                     let running = message.flags.has(TaskFlags::ON_CPU);
-                    self.leaves(message, if running { State::Running } else { State::Blocked });
+                    self.leaves(message, if running { State::Placed } else { State::Blocked });
                 }
             }
-            MessageKind::TaskYield => {
-                self.runnable(message);
-                arrived = message.task;
-            }
-            MessageKind::TaskBlocked => self.leaves(message, State::Blocked),
-            MessageKind::TaskDead | MessageKind::TaskDeparted => self.leaves(message, State::Absent),
-            // It was first when it was chosen, and still is.
+            MessageKind::TaskYield => self.arrives(message, Place::Back, decide),
             MessageKind::TaskPreempt | MessageKind::TaskLatchFailure => {
-                if self.heard_of(message).is_some() {
-                    self.queue.push_front(&mut self.tasks, message.task);
-                    arrived = message.task;
-                }
+                self.arrives(message, Place::Front, decide);
             }
-            MessageKind::TaskSwitchto | MessageKind::TaskOnCpu => self.leaves(message, State::Running),
+            MessageKind::TaskBlocked => {
+                self.leaves(message, State::Blocked);
+                self.serves(cpu, decide);
+            }
+            MessageKind::TaskDead | MessageKind::TaskDeparted => {
+                self.leaves(message, State::Absent);
+                self.serves(cpu, decide);
+            }
+            MessageKind::TaskSwitchto | MessageKind::TaskOnCpu => self.leaves(message, State::Placed),
             MessageKind::TaskAffinityChanged | MessageKind::TaskPriorityChanged => {
-                let _ = self.heard_of(message);
-                arrived = message.task;
+                if Tasks::<N>::holds(message.task) {
+                    self.hear_of(message);
+                }
+                self.fits_again(message.task, decide);
             }
-            MessageKind::CpuBusy => {
-                self.idle.remove(message.cpu);
-                self.open.remove(message.cpu);
-                return;
-            }
-            MessageKind::CpuAvailable => self.cpu_returns(message.cpu, TASK_NONE),
-            MessageKind::ResyncCpu => self.cpu_returns(message.cpu, message.task),
-            MessageKind::ResyncBegin => return self.begin_resync(decide),
-            MessageKind::ResyncEnd => return self.end_resync(decide),
-            MessageKind::Nop
+            MessageKind::CpuBusy => self.cpu(cpu).standing = Standing::Away,
+            MessageKind::ResyncBegin => self.begin_resync(decide),
+            MessageKind::ResyncEnd => self.end_resync(decide),
+            MessageKind::CpuAvailable
+            | MessageKind::ResyncCpu
+            | MessageKind::Nop
             | MessageKind::CpuTick
             | MessageKind::CpuTimerExpired
             | MessageKind::CpuNotIdle
             | MessageKind::CpuAgentBlocked
             | MessageKind::CpuAgentWakeup
-            | MessageKind::TxnOutcome => {}
+            | MessageKind::TxnOutcome => self.serves(cpu, decide),
         }
-        if message.flags.has(TaskFlags::CPU_IDLE) {
-            self.idle.insert(message.cpu);
-        }
-        if self.resyncing {
-            return;
-        }
-        if message.flags.has(TaskFlags::CPU_IDLE)
-            && self.staged.get(usize::from(message.cpu)).is_some_and(|staged| staged.task != TASK_NONE)
-        {
-            // The host looked before our line landed: it sleeps over a decision.
-            return decide.nudge(message.cpu);
-        }
-        if again != TASK_NONE {
-            self.dispatch(message.cpu, again, decide);
-        }
-        self.dispatch(message.cpu, arrived, decide);
+        self.settle(cpu);
     }
 }
 

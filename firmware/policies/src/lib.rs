@@ -12,4 +12,4 @@ pub mod fifo;
 pub mod tasks;
 
 pub use fifo::Fifo;
-pub use tasks::Task;
+pub use tasks::{TASKS, Task};

@@ -7,7 +7,7 @@ pub struct Task {
     pub stamp: u32,
     /// Where it stands.
     pub state: State,
-    /// The CPU it was staged for or runs on.
+    /// The CPU it was last placed on.
     pub cpu: u16,
     /// First CPU that it may use.
     pub first_cpu: u16,
@@ -22,7 +22,14 @@ impl Task {
     #[must_use]
     #[inline(always)]
     pub fn allows(&self, cpu: u16) -> bool {
-        self.cpu_count == 0 || cpu.wrapping_sub(self.first_cpu) < self.cpu_count
+        Self::affinity_allows(self.first_cpu, self.cpu_count, cpu)
+    }
+
+    /// Whether a task that may use `cpu_count` CPUs from `first_cpu` on (0: all) may run on `cpu`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn affinity_allows(first_cpu: u16, cpu_count: u16, cpu: u16) -> bool {
+        cpu_count == 0 || cpu.wrapping_sub(first_cpu) < cpu_count
     }
 }
 
@@ -37,29 +44,42 @@ pub enum State {
     Blocked,
     /// In the run queue.
     Queued,
-    /// In a decision slot.
-    Staged,
-    /// On a CPU.
-    Running,
+    /// With a CPU: in its slot, or running there.
+    Placed,
 }
 
-/// The table of tasks, by task number, over memory handed in.
-#[derive(Debug)]
-pub struct Tasks<'m>(&'m mut [Task]);
+/// Entries in a table of the usual size; what a host's task numbers are below.
+pub const TASKS: usize = neap_abi::layout::TASKS_USUAL as usize;
 
-impl<'m> Tasks<'m> {
-    /// An empty table; it holds tasks 0 to `memory.len()` − 1.
+/// The table of `N` tasks (a power of two), by task number, over memory handed in.
+///
+/// `N` is known when it is compiled, so that a number that was checked once needs no check at each access.
+#[derive(Debug)]
+pub struct Tasks<'m, const N: usize>(&'m mut [Task; N]);
+
+impl<'m, const N: usize> Tasks<'m, N> {
+    const POWER_OF_TWO: () = assert!(N.is_power_of_two());
+
+    /// An empty table.
     #[must_use]
-    pub fn new(memory: &'m mut [Task]) -> Self {
+    pub fn new(memory: &'m mut [Task; N]) -> Self {
+        let () = Self::POWER_OF_TWO;
         memory.fill(Task::default());
         Self(memory)
     }
 
-    /// A task, if there is room for its number.
+    /// Whether there is an entry for a task's number.
     #[must_use]
     #[inline(always)]
-    pub fn get(&mut self, task: u32) -> Option<&mut Task> {
-        self.0.get_mut(task as usize)
+    pub const fn holds(task: u32) -> bool {
+        (task as usize) < N
+    }
+
+    /// The entry of a task that the table [`Tasks::holds`]; of any other number, some entry.
+    #[must_use]
+    #[inline(always)]
+    pub fn entry(&mut self, task: u32) -> &mut Task {
+        &mut self.0[task as usize & (N - 1)]
     }
 
     /// Makes every task absent. The one operation that takes time by the table's size; a resync is its cause.
@@ -71,6 +91,9 @@ impl<'m> Tasks<'m> {
 const NONE: u32 = u32::MAX;
 
 /// A queue of tasks, linked through the table: every operation takes constant time, and the table bounds it.
+///
+/// A task's `previous` means something only behind another, its `next` only before another: who takes the first or the
+/// last need not go to its neighbour.
 #[derive(Clone, Copy, Debug)]
 pub struct Queue {
     head: u32,
@@ -99,78 +122,72 @@ impl Queue {
         self.length == 0
     }
 
-    /// Puts a task at the end; false if it waits already, or the table has no room for it.
+    /// Puts a task that does not wait yet at the end.
     #[inline(always)]
-    pub fn push_back(&mut self, tasks: &mut Tasks<'_>, task: u32) -> bool {
-        let tail = self.tail;
-        if !Self::link(tasks, task, tail, NONE) {
-            return false;
+    pub fn push_back<const N: usize>(&mut self, tasks: &mut Tasks<'_, N>, task: u32) {
+        let entry = tasks.entry(task);
+        if entry.state == State::Queued {
+            return;
         }
-        match tasks.get(tail) {
-            Some(last) => last.next = task,
-            None => self.head = task,
+        entry.state = State::Queued;
+        entry.previous = self.tail;
+        if self.length == 0 {
+            self.head = task;
+        } else {
+            tasks.entry(self.tail).next = task;
         }
         self.tail = task;
         self.length += 1;
-        true
     }
 
-    /// Puts a task at the front; false as for [`Queue::push_back`].
-    pub fn push_front(&mut self, tasks: &mut Tasks<'_>, task: u32) -> bool {
-        let head = self.head;
-        if !Self::link(tasks, task, NONE, head) {
-            return false;
+    /// Puts a task that does not wait yet at the front.
+    pub fn push_front<const N: usize>(&mut self, tasks: &mut Tasks<'_, N>, task: u32) {
+        let entry = tasks.entry(task);
+        if entry.state == State::Queued {
+            return;
         }
-        match tasks.get(head) {
-            Some(first) => first.previous = task,
-            None => self.tail = task,
+        entry.state = State::Queued;
+        entry.next = self.head;
+        if self.length == 0 {
+            self.tail = task;
+        } else {
+            tasks.entry(self.head).previous = task;
         }
         self.head = task;
         self.length += 1;
-        true
-    }
-
-    #[inline(always)]
-    fn link(tasks: &mut Tasks<'_>, task: u32, previous: u32, next: u32) -> bool {
-        match tasks.get(task) {
-            Some(entry) if entry.state != State::Queued => {
-                entry.state = State::Queued;
-                entry.previous = previous;
-                entry.next = next;
-                true
-            }
-            _ => false,
-        }
     }
 
     /// Takes a task out, wherever it waits, and leaves it in `state`.
     #[inline(always)]
-    pub fn remove(&mut self, tasks: &mut Tasks<'_>, task: u32, state: State) {
-        let (previous, next) = match tasks.get(task) {
-            Some(entry) if entry.state == State::Queued => {
-                entry.state = state;
-                (entry.previous, entry.next)
-            }
-            _ => return,
-        };
-        match tasks.get(previous) {
-            Some(before) => before.next = next,
-            None => self.head = next,
+    pub fn remove<const N: usize>(&mut self, tasks: &mut Tasks<'_, N>, task: u32, state: State) {
+        let entry = tasks.entry(task);
+        if entry.state != State::Queued {
+            return;
         }
-        match tasks.get(next) {
-            Some(after) => after.previous = previous,
-            None => self.tail = previous,
-        }
+        entry.state = state;
+        let (previous, next) = (entry.previous, entry.next);
         self.length -= 1;
+        if self.head == task {
+            self.head = next;
+        } else if self.tail == task {
+            self.tail = previous;
+        } else {
+            tasks.entry(previous).next = next;
+            tasks.entry(next).previous = previous;
+        }
     }
 
-    /// The first of the first `LOOK` tasks that may run on `cpu`.
+    /// The first of the first `LOOK` tasks that may run on `cpu`, with its stamp.
     #[must_use]
     #[inline(always)]
-    pub fn first_for<const LOOK: u32>(&self, tasks: &mut Tasks<'_>, cpu: u16) -> Option<(u32, u32)> {
+    pub fn first_for<const LOOK: u32, const N: usize>(
+        &self,
+        tasks: &mut Tasks<'_, N>,
+        cpu: u16,
+    ) -> Option<(u32, u32)> {
         let mut task = self.head;
-        for _ in 0..LOOK {
-            let entry = tasks.get(task)?;
+        for _ in 0..LOOK.min(self.length) {
+            let entry = tasks.entry(task);
             if entry.allows(cpu) {
                 return Some((task, entry.stamp));
             }
@@ -189,20 +206,20 @@ mod tests {
     proptest! {
         /// Any run of operations is the run of a deque.
         #[test]
-        fn behaves_as_a_deque(steps in prop::collection::vec((0u8..4, 0u32..12), 0..500)) {
-            let mut memory = [Task::default(); 10];
+        fn behaves_as_a_deque(steps in prop::collection::vec((0u8..4, 0u32..16), 0..500)) {
+            let mut memory = [Task::default(); 16];
             let mut tasks = Tasks::new(&mut memory);
             let mut queue = Queue::default();
             let mut model: VecDeque<u32> = VecDeque::new();
             for (step, task) in steps {
-                let fits = task < 10 && !model.contains(&task);
+                let fits = !model.contains(&task);
                 match step {
                     0 => {
-                        prop_assert_eq!(queue.push_back(&mut tasks, task), fits);
+                        queue.push_back(&mut tasks, task);
                         if fits { model.push_back(task) }
                     }
                     1 => {
-                        prop_assert_eq!(queue.push_front(&mut tasks, task), fits);
+                        queue.push_front(&mut tasks, task);
                         if fits { model.push_front(task) }
                     }
                     2 => {
@@ -210,10 +227,10 @@ mod tests {
                         model.retain(|&t| t != task);
                     }
                     _ => {
-                        let first = queue.first_for::<8>(&mut tasks, 0).map(|(task, _)| task);
+                        let first = queue.first_for::<8, 16>(&mut tasks, 0).map(|(task, _)| task);
                         prop_assert_eq!(first, model.front().copied());
                         if let Some(first) = first {
-                            queue.remove(&mut tasks, first, State::Running);
+                            queue.remove(&mut tasks, first, State::Placed);
                             model.pop_front();
                         }
                     }
@@ -225,18 +242,26 @@ mod tests {
 
     #[test]
     fn a_task_that_may_not_run_here_is_passed_over_up_to_a_bound() {
-        let mut memory = [Task::default(); 10];
+        let mut memory = [Task::default(); 16];
         let mut tasks = Tasks::new(&mut memory);
         let mut queue = Queue::default();
         for task in 0..10 {
-            assert!(queue.push_back(&mut tasks, task));
+            queue.push_back(&mut tasks, task);
             if task < 7 {
-                let entry = tasks.get(task).unwrap();
+                let entry = tasks.entry(task);
                 (entry.first_cpu, entry.cpu_count) = (2, 2);
             }
         }
-        assert_eq!(queue.first_for::<8>(&mut tasks, 2), Some((0, 0)));
-        assert_eq!(queue.first_for::<8>(&mut tasks, 4), Some((7, 0)));
-        assert_eq!(queue.first_for::<7>(&mut tasks, 4), None);
+        assert_eq!(queue.first_for::<8, 16>(&mut tasks, 2), Some((0, 0)));
+        assert_eq!(queue.first_for::<8, 16>(&mut tasks, 4), Some((7, 0)));
+        assert_eq!(queue.first_for::<7, 16>(&mut tasks, 4), None);
+    }
+
+    #[test]
+    fn a_number_out_of_bounds_is_told_and_harmless() {
+        let mut memory = [Task::default(); 16];
+        let mut tasks = Tasks::new(&mut memory);
+        assert!(Tasks::<16>::holds(15) && !Tasks::<16>::holds(16) && !Tasks::<16>::holds(u32::MAX));
+        assert_eq!(tasks.entry(u32::MAX).state, State::Absent);
     }
 }

@@ -55,22 +55,18 @@ impl FifoCheck {
         self.waiting.len()
     }
 
-    /// The agent starts afresh: its decision numbers do too.
-    pub fn restarted(&mut self) {
-        self.violations += self.out_of_order();
-        self.decided.clear();
-        self.refused.clear();
+    /// The agent is told everything anew. What it had decided for tasks that still wait may be void, unseen by the host,
+    /// and be decided again out of turn.
+    pub fn resynced(&mut self) {
+        self.refused.extend(&self.waiting);
     }
 
     /// Violations so far.
     #[must_use]
     pub fn violations(&mut self) -> u64 {
-        self.violations + self.out_of_order()
-    }
-
-    fn out_of_order(&mut self) -> u64 {
         self.decided.sort_unstable();
-        self.decided.windows(2).filter(|pair| pair[0].1 > pair[1].1).count() as u64
+        let out_of_order = self.decided.windows(2).filter(|pair| pair[0].1 > pair[1].1).count();
+        self.violations + out_of_order as u64
     }
 }
 
@@ -135,6 +131,19 @@ mod tests {
         check.refused(1);
         check.started(2, 2);
         check.started(1, 3);
+        assert_eq!(check.violations(), 0);
+    }
+
+    #[test]
+    fn after_a_resync_what_still_waits_may_be_decided_again() {
+        let mut check = FifoCheck::new(2);
+        check.arrived(1);
+        check.arrived(2);
+        check.resynced();
+        check.arrived(3);
+        check.started(2, 12);
+        check.started(1, 20);
+        check.started(3, 21);
         assert_eq!(check.violations(), 0);
     }
 }

@@ -276,6 +276,7 @@ impl<'w, W: Work> WorkerHost<'w, W> {
             state.resync_due = false;
             state.report.resyncs += 1;
             state.outbox = state.mechanism.resync().into();
+            state.fifo.resynced();
             if let Some(first) = state.outbox.front_mut()
                 && state.dropped_since > 0
             {

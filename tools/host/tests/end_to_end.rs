@@ -109,7 +109,7 @@ fn every_task_runs_once_and_in_order() {
 
 #[test]
 fn a_flood_into_a_full_ring_ends_in_resyncs_and_loses_nothing() {
-    const REQUESTS: u64 = 20_000;
+    const REQUESTS: u64 = 6000;
     let settings = Settings { message_lines: 16, ..Settings::usual(VECTORS) };
     let report = Link::new("flood").with_agent(settings, |socket| {
         worker::host(socket, &config(2, 1), &Counting::default(), |host| {

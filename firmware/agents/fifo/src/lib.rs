@@ -6,14 +6,14 @@
 #![forbid(unsafe_code)]
 
 use neap_agent::{Agent, AgentError, Bindings, Doorbell, Exit, Idle};
-use neap_policies::{Fifo, Task};
+use neap_policies::{Fifo, TASKS, Task};
 use neap_queue::Line;
 
 /// The policy's number in a host's control line.
 pub const POLICY: u32 = neap_abi::control::policy_id("fifo");
 
-/// Runs FIFO over `messages` (a fresh ring) until the supervisor wants the core back. `memory` holds one entry for each
-/// task number that the enclave may use.
+/// Runs FIFO over `messages` (a fresh ring) until the supervisor wants the core back. `memory` holds [`TASKS`] entries, one
+/// for each task number that the enclave may use.
 ///
 /// # Errors
 /// Bindings that make no agent; nothing has been decided then.
@@ -23,6 +23,9 @@ pub fn start<D: Doorbell, I: Idle>(
     memory: &mut [Task],
     idle: &mut I,
 ) -> Result<Exit, AgentError> {
+    let entries = memory.len();
+    let memory: &mut [Task; TASKS] =
+        memory.try_into().map_err(|_| AgentError::Memory { entries, wanted: TASKS })?;
     let mut agent = Agent::new(bindings, ())?;
     agent.create_queue(messages)?;
     let mut policy = Fifo::new(agent.cpus(), memory);
@@ -88,7 +91,7 @@ mod tests {
             session: 9,
             version: VERSION,
         };
-        let mut memory = [Task::default(); 64];
+        let mut memory = vec![Task::default(); TASKS];
         let mut idle = Script(|| {
             let going = host(&producer, &slots, &rung.borrow(), &control);
             rung.borrow_mut().clear();
@@ -178,9 +181,12 @@ mod tests {
             version: VERSION,
         };
         let mut idle = Script(|| true);
-        let none = start(with(&slots), &messages, &mut [], &mut idle);
-        assert_eq!(none, Err(AgentError::TooManyCpus { cpus: 257 }));
         let none = start(with(&slots[..1]), &messages, &mut [], &mut idle);
+        assert_eq!(none, Err(AgentError::Memory { entries: 0, wanted: TASKS }));
+        let mut memory = vec![Task::default(); TASKS];
+        let none = start(with(&slots), &messages, &mut memory, &mut idle);
+        assert_eq!(none, Err(AgentError::TooManyCpus { cpus: 257 }));
+        let none = start(with(&slots[..1]), &messages, &mut memory, &mut idle);
         assert!(matches!(none, Err(AgentError::Ring(_))));
     }
 }

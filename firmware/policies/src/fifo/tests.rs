@@ -9,15 +9,19 @@ use std::collections::VecDeque;
 #[derive(Default)]
 struct Record {
     staged: VecDeque<Txn>,
-    nudged: Vec<u16, 512>,
+    nudged: Vec<u16>,
     resyncs: u32,
     id: u32,
     busy: bool,
+    cpus: u16,
 }
 
 impl Decide for Record {
     fn txns_commit(&mut self, txns: &[Txn]) -> Result<u32, AgentError> {
         for txn in txns {
+            if txn.cpu >= self.cpus {
+                return Err(AgentError::NoCpu { cpu: txn.cpu });
+            }
             if self.busy {
                 return Err(AgentError::SlotBusy { cpu: txn.cpu });
             }
@@ -32,7 +36,7 @@ impl Decide for Record {
     }
 
     fn nudge(&mut self, cpu: u16) {
-        let _ = self.nudged.push(cpu);
+        self.nudged.push(cpu);
     }
 
     fn resync(&mut self) {
@@ -70,7 +74,8 @@ fn taken(message: Message, txn: &Txn, outcome: Outcome) -> Message {
 }
 
 /// A FIFO over `cpus` idle CPUs.
-fn started<'m>(cpus: u16, memory: &'m mut [Task], record: &mut Record) -> Fifo<'m> {
+fn started<'m, const N: usize>(cpus: u16, memory: &'m mut [Task; N], record: &mut Record) -> Fifo<'m, N> {
+    record.cpus = cpus;
     let mut fifo = Fifo::new(cpus, memory);
     fifo.message(&Message::new(MessageKind::ResyncBegin, 0), record);
     for cpu in 0..cpus {
@@ -275,9 +280,9 @@ proptest! {
     fn every_task_runs_once_and_in_order(cpus in 1u16..6, events in prop::collection::vec(any::<bool>(), 1..300)) {
         let (mut memory, mut record) = ([Task::default(); 512], Record::default());
         let mut fifo = started(cpus, &mut memory, &mut record);
-        let mut running: std::vec::Vec<Option<Txn>> = vec![None; usize::from(cpus)];
-        let mut slots: std::vec::Vec<Option<Txn>> = vec![None; usize::from(cpus)];
-        let (mut created, mut ran) = (0u32, std::vec::Vec::new());
+        let mut running: Vec<Option<Txn>> = vec![None; usize::from(cpus)];
+        let mut slots: Vec<Option<Txn>> = vec![None; usize::from(cpus)];
+        let (mut created, mut ran) = (0u32, Vec::new());
         let mut steps: VecDeque<bool> = events.into();
         loop {
             let arrive = steps.pop_front();
@@ -313,7 +318,7 @@ proptest! {
         }
         let mut sorted = ran.clone();
         sorted.sort_unstable();
-        prop_assert_eq!(sorted, (0..created).collect::<std::vec::Vec<_>>());
+        prop_assert_eq!(sorted, (0..created).collect::<Vec<_>>());
         // A task can overtake no more than what waits in the other CPUs' slots.
         for (place, id) in ran.iter().enumerate() {
             let overtaken = ran[place..].iter().filter(|other| *other < id).count();
