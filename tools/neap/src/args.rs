@@ -22,13 +22,15 @@ pub struct Arguments {
 pub enum Command {
     /// Boot the firmware on a virtual IPU and let it schedule a key-value store's requests
     ///
-    /// Sets up what is missing (QEMU, the firmware's target), builds the firmware, starts the virtual IPU and a worker
-    /// host of --cpus threads, loads a key-value store, and drives it with Poisson arrivals of real GETs. Each request
-    /// is a task: it runs when and where the firmware's agent decides. Values are checked, tasks are counted, FIFO
-    /// order is verified.
+    /// Sets up what is missing (QEMU, the firmware's target), builds the firmware, starts the
+    /// virtual IPU and a worker host of --cpus threads, loads a key-value store, and drives it with
+    /// Poisson arrivals of real GETs. Each request is a task: it runs when and where the firmware's
+    /// agent decides. Values are checked, tasks are counted, FIFO order is verified.
     ///
-    /// Exits with 0 when every promise was kept; with 1 when a task was lost or ran twice, an order or a value was
-    /// wrong, or a part of the run died; with 130 after Ctrl-C. The report says which in any case.
+    /// Exits with 0 when every promise was kept; with 1 when a task was lost or ran twice, an order
+    /// or a value was wrong, or a part of the run died; with 130 after Ctrl-C. The report says which
+    /// in any case.
+    #[command(verbatim_doc_comment)]
     Run(RunOptions),
     /// Print the firmware's log (defmt) of the running instance, or of the last run
     Log {
@@ -71,16 +73,17 @@ pub struct RunOptions {
     /// Mean arrivals per second
     #[arg(long, default_value_t = 8000.0, allow_negative_numbers = true, value_parser = rate)]
     pub rate: f64,
-    /// Where keys, arrivals and values come from; the same seed gives the same load [default: a random one, reported]
+    /// Where keys, arrivals and values come from: the same seed gives the same load
+    /// [default: a random one, reported]
     #[arg(long)]
     pub seed: Option<u64>,
     /// Keys in the store
     #[arg(long, default_value_t = 100_000, value_parser = RangedU64ValueParser::<u64>::new().range(1..=20_000_000))]
     pub keys: u64,
-    /// Requests of which the task blocks for 100 to 300 µs between two GETs (TASK_BLOCKED, TASK_WAKEUP)
+    /// Requests whose task blocks for 100 to 300 µs between two GETs (TASK_BLOCKED, TASK_WAKEUP)
     #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
     pub blocking: f64,
-    /// Requests of which the task yields between two GETs (TASK_YIELD)
+    /// Requests whose task yields between two GETs (TASK_YIELD)
     #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
     pub yielding: f64,
     /// Cores of the IPU; core 0 supervises

@@ -77,7 +77,7 @@ pub fn page(record: &Record) -> String {
         ("host CPUs", asked.cpus.to_string()),
         ("IPU cores", asked.cores.to_string()),
         ("seconds", asked.seconds.to_string()),
-        ("rate", format!("{} /s, Poisson", asked.rate)),
+        ("rate", format!("{} /s", asked.rate)),
         ("keys", count(asked.keys)),
         ("blocking / yielding", format!("{} % / {} %", asked.blocking_percent, asked.yielding_percent)),
         ("seed", asked.seed.to_string()),
@@ -86,8 +86,8 @@ pub fn page(record: &Record) -> String {
     out.push_str("</section>\n");
     let _ = writeln!(
         out,
-        "<footer>Again: <code>{}</code></footer>\n</main>\n</body>\n</html>",
-        escaped(&again(record))
+        "<footer>Again: <code><span>{}</span></code></footer>\n</main>\n</body>\n</html>",
+        again(record).split(" --").map(escaped).collect::<Vec<_>>().join("</span> <span>--")
     );
     out
 }
