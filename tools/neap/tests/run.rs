@@ -106,6 +106,20 @@ fn an_interrupt_gives_the_report_of_what_was_done() {
 }
 
 #[test]
+fn an_interrupted_start_ends_at_once() {
+    let place = Place::new();
+    let mut run = place.start_with_keys("1000000", &["--seconds", "60"]);
+    while !place.left_over().iter().any(|dir| dir.join("run.json").exists()) {
+        assert!(!run.has_ended(), "{}", run.end().words());
+    }
+    signal(run.id(), Signal::INT);
+    let end = run.end();
+    assert_eq!(end.code, Some(130), "{}", end.words());
+    assert_eq!(end.json()["end"], "interrupted");
+    assert!(place.left_over().is_empty());
+}
+
+#[test]
 fn a_killed_neap_takes_its_children_along_and_the_next_run_tidies_up() {
     let place = Place::new();
     let mut run = place.start(&["--seconds", "60"]);

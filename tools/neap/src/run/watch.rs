@@ -64,7 +64,7 @@ pub fn watch(
     parts.stop(done);
     match (end?, last) {
         (end, Some(measured)) => Ok((end, measured)),
-        // Somebody who interrupts a start wants no report of nothing.
+        // Interrupted before its load: a report of nothing done.
         (End::Interrupted(signal), None) => Ok((End::Interrupted(signal), Measured::default())),
         (End::Broken(words), None) => bail!("{words} before the load began{}", parts.last_words()),
         (End::Complete, None) => {
@@ -201,8 +201,11 @@ impl Watched<'_> {
         End::Broken(self.with_unfinished(words))
     }
 
-    /// Waits for the worker host's last report; a second signal ends that too.
+    /// Waits for the worker host's last report, if its load has begun; a second signal ends that too.
     fn await_report(&mut self, patience: Duration, signals: &Signals) -> Result<()> {
+        if self.started.is_none() {
+            return Ok(());
+        }
         let asked = Instant::now();
         while !self.done && asked.elapsed() < patience && signals.taken().is_none() {
             let heard = match self.hear() {

@@ -45,7 +45,12 @@ impl Place {
 
     /// A small run on the host, with `more` arguments.
     pub fn start(&self, more: &[&str]) -> Running {
-        let small = ["run", "--on-host", "--keys", "2000", "--rate", "500", "--json"];
+        self.start_with_keys("2000", more)
+    }
+
+    /// The same with so many keys.
+    pub fn start_with_keys(&self, keys: &str, more: &[&str]) -> Running {
+        let small = ["run", "--on-host", "--keys", keys, "--rate", "500", "--json"];
         Running { child: Some(self.neap(&[&small, more].concat()).spawn().unwrap()) }
     }
 
