@@ -52,6 +52,21 @@ impl Tag {
         Self(((lap % 254 + 1) as u64) << PAYLOAD_BITS)
     }
 
+    /// The tag of line number `number` of a slot: any 128 in a row differ, and none is zero.
+    #[must_use]
+    #[inline(always)]
+    pub const fn of_number(number: u32) -> Self {
+        Self(((number | 0x80) as u64) << PAYLOAD_BITS)
+    }
+
+    /// The tag of the lap after this one's; 254 is followed by 1.
+    #[must_use]
+    #[inline(always)]
+    pub const fn next_lap(self) -> Self {
+        let next = self.0.wrapping_add(Self::FIRST.0);
+        if next == 255 << PAYLOAD_BITS { Self::FIRST } else { Self(next) }
+    }
+
     /// The tag in its place in a word.
     #[must_use]
     #[inline(always)]
@@ -113,6 +128,7 @@ mod tests {
         for lap in 0..1000 {
             assert_ne!(Tag::of_lap(lap).byte(), 0);
             assert_ne!(Tag::of_lap(lap), Tag::of_lap(lap + 1));
+            assert_eq!(Tag::of_lap(lap).next_lap(), Tag::of_lap(lap + 1));
         }
         assert_eq!(Tag::from_byte(0), None);
     }

@@ -17,7 +17,8 @@ use crate::outcome::Outcome;
 /// The task number that names no task.
 pub const TASK_NONE: u32 = u32::MAX;
 
-/// What happened. The events of tasks and CPUs are ghOSt's (GHOST_VERSION 84); the rest are Neap's.
+/// What happened. The events of tasks and CPUs are ghOSt's (GHOST_VERSION 84); the rest are Neap's. Numbers run on
+/// without a gap, so that one comparison tells whether a kind is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum MessageKind {
@@ -48,29 +49,30 @@ pub enum MessageKind {
     /// A committed decision could not be carried out; the task may run again.
     TaskLatchFailure = 12,
     /// A timer tick on a CPU.
-    CpuTick = 16,
+    CpuTick = 13,
     /// The CPU's timer that a decision had armed has expired.
-    CpuTimerExpired = 17,
+    CpuTimerExpired = 14,
     /// A CPU left idle for something outside the enclave.
-    CpuNotIdle = 18,
+    CpuNotIdle = 15,
     /// A CPU came back to the enclave, idle.
-    CpuAvailable = 19,
+    CpuAvailable = 16,
     /// A higher scheduling class took a CPU from the enclave.
-    CpuBusy = 20,
+    CpuBusy = 17,
     /// The agent of this CPU blocked (an on-host agent only).
-    CpuAgentBlocked = 21,
+    CpuAgentBlocked = 18,
     /// The agent of this CPU woke (an on-host agent only).
-    CpuAgentWakeup = 22,
+    CpuAgentWakeup = 19,
     /// A verdict that no event was there to carry.
-    TxnOutcome = 32,
-    /// The whole state follows; what the agent holds is void. `argument` is the number of tasks that follow.
-    ResyncBegin = 40,
+    TxnOutcome = 20,
+    /// The whole state follows; what the agent holds is void. `argument` is the number of tasks that follow. No message of
+    /// another kind but CPU_BUSY comes before the resync's end.
+    ResyncBegin = 21,
     /// One task of a resync; RUNNABLE and ON_CPU say its state.
-    ResyncTask = 41,
+    ResyncTask = 22,
     /// One CPU of a resync: its current task or [`TASK_NONE`], and the last txn taken from its slot.
-    ResyncCpu = 42,
+    ResyncCpu = 23,
     /// The resync is complete.
-    ResyncEnd = 43,
+    ResyncEnd = 24,
 }
 
 impl MessageKind {
@@ -107,6 +109,7 @@ impl MessageKind {
     #[must_use]
     #[inline(always)]
     pub const fn from_bits(bits: u8) -> Option<Self> {
+        // Spelled out, so that it compiles to a comparison.
         Some(match bits {
             0 => Self::Nop,
             1 => Self::TaskNew,
@@ -121,18 +124,18 @@ impl MessageKind {
             10 => Self::TaskOnCpu,
             11 => Self::TaskPriorityChanged,
             12 => Self::TaskLatchFailure,
-            16 => Self::CpuTick,
-            17 => Self::CpuTimerExpired,
-            18 => Self::CpuNotIdle,
-            19 => Self::CpuAvailable,
-            20 => Self::CpuBusy,
-            21 => Self::CpuAgentBlocked,
-            22 => Self::CpuAgentWakeup,
-            32 => Self::TxnOutcome,
-            40 => Self::ResyncBegin,
-            41 => Self::ResyncTask,
-            42 => Self::ResyncCpu,
-            43 => Self::ResyncEnd,
+            13 => Self::CpuTick,
+            14 => Self::CpuTimerExpired,
+            15 => Self::CpuNotIdle,
+            16 => Self::CpuAvailable,
+            17 => Self::CpuBusy,
+            18 => Self::CpuAgentBlocked,
+            19 => Self::CpuAgentWakeup,
+            20 => Self::TxnOutcome,
+            21 => Self::ResyncBegin,
+            22 => Self::ResyncTask,
+            23 => Self::ResyncCpu,
+            24 => Self::ResyncEnd,
             _ => return None,
         })
     }
@@ -334,6 +337,7 @@ mod tests {
         for kind in MessageKind::ALL {
             assert_eq!(MessageKind::from_bits(kind as u8), Some(kind));
         }
+        assert!(MessageKind::ALL.iter().enumerate().all(|(i, &kind)| kind as usize == i));
         let known = (0..=255).filter(|&bits| MessageKind::from_bits(bits).is_some()).count();
         assert_eq!(known, MessageKind::ALL.len());
     }

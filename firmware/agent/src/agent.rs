@@ -112,6 +112,8 @@ pub struct Agent<'w, D, X = ()> {
     pub extension: X,
     bindings: Bindings<'w, D>,
     queue: Option<Consumer<'w>>,
+    /// Messages taken in all: the credits.
+    taken: u32,
     slots: Vec<Slot<'w>, { CPUS_MAX as usize }>,
     control: SlotWriter,
     /// Decisions made.
@@ -142,6 +144,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             extension,
             bindings,
             queue: None,
+            taken: 0,
             slots,
             control,
             order: 0,
@@ -171,7 +174,9 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     /// A message that means nothing here. It is counted, and the host asked for a resync.
     #[inline(always)]
     pub fn poll_message(&mut self) -> Result<Option<Message>, AgentError> {
-        let Some(payload) = self.queue.as_mut().and_then(Consumer::poll) else { return Ok(None) };
+        let Some(queue) = &mut self.queue else { return Ok(None) };
+        let Some(payload) = queue.poll() else { return Ok(None) };
+        self.taken = queue.taken();
         let message = match Message::from_payload(&payload) {
             Ok(message) => message,
             Err(unknown) => return Err(self.refuse(unknown)),
@@ -211,7 +216,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     #[must_use]
     #[inline(always)]
     pub fn taken(&self) -> u32 {
-        self.queue.as_ref().map_or(0, Consumer::taken)
+        self.taken
     }
 
     /// Host CPUs in the enclave.
@@ -242,7 +247,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
 
     #[inline(always)]
     fn publish(&mut self, txn: &Txn) -> Result<u32, AgentError> {
-        let credits = self.taken();
+        let credits = self.taken;
         let cpu = txn.cpu;
         let Some(slot) = self.slots.get_mut(usize::from(cpu)) else { return Err(AgentError::NoCpu { cpu }) };
         let id = slot.writer.next();

@@ -15,26 +15,27 @@ use crate::tasks::{Queue, State, TASKS, Task, Tasks};
 /// passed over, and more than a few such in a row means that the enclave was cut wrongly.
 const LOOK: u32 = 8;
 
-/// What a CPU does, as far as we have heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// It is not the enclave's at the moment, or has not been heard of.
-    Away,
-    /// It has nothing to run.
-    Idle,
-    /// It runs a task.
-    Busy,
-}
+/// What a CPU does, as far as we have heard: bits, so that one comparison asks all.
+type Standing = u8;
+/// It is not the enclave's at the moment, or has not been heard of.
+const AWAY: Standing = 0;
+/// It has nothing to run.
+const IDLE: Standing = 1;
+/// It runs a task.
+const BUSY: Standing = 2;
+/// A decision lies in its slot.
+const STAGED: Standing = 4;
 
-/// A host CPU, and what lies in its slot: a task, or [`TASK_NONE`].
+/// A host CPU, and the decision in its slot if it is STAGED.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(16))]
 struct Cpu {
     staged: u32,
     id: u32,
     standing: Standing,
 }
 
-const UNHEARD: Cpu = Cpu { staged: TASK_NONE, id: 0, standing: Standing::Away };
+const UNHEARD: Cpu = Cpu { staged: TASK_NONE, id: 0, standing: AWAY };
 
 /// Global FIFO over the enclave's CPUs, for `N` tasks.
 #[derive(Debug)]
@@ -50,7 +51,6 @@ pub struct Fifo<'m, const N: usize = TASKS> {
     /// Tasks in the queue above which one is prestaged: as many as there are CPUs, so that a task bound to one CPU
     /// early does not leave another idle.
     depth: u32,
-    resyncing: bool,
 }
 
 /// A task that an event brings.
@@ -76,7 +76,6 @@ impl<'m, const N: usize> Fifo<'m, N> {
             waiting: CpuSet::default(),
             hungry: CpuSet::default(),
             depth: u32::from(count),
-            resyncing: true,
         }
     }
 
@@ -95,10 +94,9 @@ impl<'m, const N: usize> Fifo<'m, N> {
     /// Puts a CPU into the set where it belongs.
     #[inline(always)]
     fn settle(&mut self, number: u16) {
-        let cpu = *self.cpu(number);
-        let open = cpu.staged == TASK_NONE;
-        self.waiting.set(number, open && cpu.standing == Standing::Idle);
-        self.hungry.set(number, open && cpu.standing == Standing::Busy);
+        let standing = self.cpu(number).standing;
+        self.waiting.set(number, standing == IDLE);
+        self.hungry.set(number, standing == BUSY);
     }
 
     /// Publishes a decision for `cpu` and rings it unless it is ahead of time; then notes it.
@@ -107,12 +105,13 @@ impl<'m, const N: usize> Fifo<'m, N> {
         let txn = Txn { flags, ..decide.txn_create(cpu, task, stamp) };
         let Ok(id) = decide.txns_commit(&[txn]) else {
             // A CPU that takes no more lines is left alone until it is heard of.
-            self.cpu(cpu).standing = Standing::Away;
+            self.cpu(cpu).standing = AWAY;
             self.settle(cpu);
             return false;
         };
         let entry = self.cpu(cpu);
         (entry.staged, entry.id) = (task, id);
+        entry.standing |= STAGED;
         self.waiting.remove(cpu);
         self.hungry.remove(cpu);
         self.tasks.entry(task).cpu = cpu;
@@ -135,18 +134,10 @@ impl<'m, const N: usize> Fifo<'m, N> {
         if self.queue.len() <= self.depth {
             return;
         }
-        let entry = self.cpu(cpu);
-        let ours = entry.staged == TASK_NONE && entry.standing == Standing::Busy;
-        if let Some(ahead) = if ours { Some(cpu) } else { self.hungry.first() } {
+        let ahead = if self.cpu(cpu).standing == BUSY { Some(cpu) } else { self.hungry.first() };
+        if let Some(ahead) = ahead {
             self.stage_first(ahead, TxnFlags::PRESTAGED, decide);
         }
-    }
-
-    /// Whether `cpu` has nothing to run and nothing in its slot.
-    #[inline(always)]
-    fn waits(&mut self, cpu: u16) -> bool {
-        let cpu = self.cpu(cpu);
-        cpu.staged == TASK_NONE && cpu.standing == Standing::Idle
     }
 
     /// The lowest CPU that waits and on which a task with this affinity may run.
@@ -170,17 +161,12 @@ impl<'m, const N: usize> Fifo<'m, N> {
     #[inline(always)]
     fn arrives(&mut self, message: &Message, place: Place, decide: &mut impl Decide) {
         let task = message.task;
-        if !Tasks::<N>::holds(task) || self.tasks.entry(task).state == State::Queued {
+        if !Tasks::<N>::holds(task) {
             return;
         }
-        if self.resyncing {
-            self.hear_of(message).state = State::Blocked;
-            return self.queue.push_back(&mut self.tasks, task);
-        }
-        let waits = self.waits(message.cpu);
+        let waits = self.cpu(message.cpu).standing == IDLE;
         if waits && place == Place::Back && self.stage_first(message.cpu, TxnFlags(0), decide) {
-            self.hear_of(message).state = State::Blocked;
-            return self.queue.push_back(&mut self.tasks, task);
+            return self.queues(message);
         }
         let here = waits && Task::affinity_allows(message.first_cpu, message.cpu_count, message.cpu);
         let cpu =
@@ -188,10 +174,9 @@ impl<'m, const N: usize> Fifo<'m, N> {
         if let Some(cpu) = cpu
             && self.stage(cpu, task, message.stamp, TxnFlags(0), decide)
         {
-            self.hear_of(message).state = State::Placed;
-            return;
+            return self.leaves(message, State::Placed);
         }
-        self.hear_of(message).state = State::Blocked;
+        self.hear_of(message);
         match place {
             Place::Back => self.queue.push_back(&mut self.tasks, task),
             Place::Front => self.queue.push_front(&mut self.tasks, task),
@@ -199,13 +184,19 @@ impl<'m, const N: usize> Fifo<'m, N> {
         self.prestage(message.cpu, decide);
     }
 
+    /// A task that can run waits its turn.
+    #[inline(always)]
+    fn queues(&mut self, message: &Message) {
+        if Tasks::<N>::holds(message.task) {
+            self.hear_of(message);
+            self.queue.push_back(&mut self.tasks, message.task);
+        }
+    }
+
     /// A CPU may need a task, now or soon. One decision at most.
     #[inline(always)]
     fn serves(&mut self, cpu: u16, decide: &mut impl Decide) {
-        if self.resyncing {
-            return;
-        }
-        if !(self.waits(cpu) && self.stage_first(cpu, TxnFlags(0), decide)) {
+        if self.cpu(cpu).standing != IDLE || !self.stage_first(cpu, TxnFlags(0), decide) {
             self.prestage(cpu, decide);
         }
     }
@@ -213,7 +204,7 @@ impl<'m, const N: usize> Fifo<'m, N> {
     /// A queued task may have come to fit a CPU that waits.
     #[cold]
     fn fits_again(&mut self, task: u32, decide: &mut impl Decide) {
-        if !Tasks::<N>::holds(task) || self.resyncing {
+        if !Tasks::<N>::holds(task) {
             return;
         }
         let entry = *self.tasks.entry(task);
@@ -229,15 +220,15 @@ impl<'m, const N: usize> Fifo<'m, N> {
     #[inline(always)]
     fn verdict(&mut self, cpu: u16, txn: u32, outcome: Outcome, decide: &mut impl Decide) -> u32 {
         let entry = self.cpu(cpu);
-        let task = entry.staged;
-        if task == TASK_NONE || entry.id != txn {
+        if entry.standing & STAGED == 0 || entry.id != txn {
             return TASK_NONE;
         }
-        entry.staged = TASK_NONE;
         if outcome == Outcome::Committed {
-            entry.standing = Standing::Busy;
+            entry.standing = BUSY;
             return TASK_NONE;
         }
+        entry.standing &= !STAGED;
+        let task = entry.staged;
         self.refused(cpu, task, outcome, decide)
     }
 
@@ -269,13 +260,12 @@ impl<'m, const N: usize> Fifo<'m, N> {
     /// Forgets all; slots are voided so that nothing decided on the old state is taken later.
     #[cold]
     fn begin_resync(&mut self, decide: &mut impl Decide) {
-        self.resyncing = true;
         self.tasks.clear();
         self.queue = Queue::default();
         self.waiting.clear();
         self.hungry.clear();
         for (number, cpu) in (0..self.count).zip(&mut self.cpus) {
-            if cpu.staged != TASK_NONE {
+            if cpu.standing & STAGED != 0 {
                 let withdrawal = Txn { flags: TxnFlags::PRESTAGED, ..Txn::withdraw(number) };
                 // A slot that takes no more lines is one whose CPU is gone: it is open again once heard of.
                 let _ = decide.txns_commit(&[withdrawal]);
@@ -287,7 +277,6 @@ impl<'m, const N: usize> Fifo<'m, N> {
     /// Every CPU that waits gets a decision, as far as tasks go.
     #[cold]
     fn end_resync(&mut self, decide: &mut impl Decide) {
-        self.resyncing = false;
         for cpu in 0..self.count {
             self.serves(cpu, decide);
             self.settle(cpu);
@@ -318,6 +307,20 @@ impl<'m, const N: usize> Fifo<'m, N> {
         }
     }
 
+    /// A task stops, for `state`, and its CPU needs another.
+    #[inline(always)]
+    fn goes(&mut self, message: &Message, state: State, decide: &mut impl Decide) {
+        // One that ran is not in the queue, so its CPU comes first. One that waited may be the queue's next.
+        let ran = message.flags.has(TaskFlags::WAS_ON_CPU);
+        if !ran {
+            self.leaves(message, state);
+        }
+        self.serves(message.cpu, decide);
+        if ran {
+            self.leaves(message, state);
+        }
+    }
+
     #[cold]
     fn unqueue(&mut self, task: u32, state: State) {
         self.queue.remove(&mut self.tasks, task, state);
@@ -327,7 +330,10 @@ impl<'m, const N: usize> Fifo<'m, N> {
     // Scalars, not the message: a message that a function of its own may look at must lie in memory, for every message.
     #[cold]
     fn returns(&mut self, cpu: u16, task: u32) {
-        self.cpu(cpu).standing = if task == TASK_NONE { Standing::Away } else { Standing::Busy };
+        if task != TASK_NONE {
+            let entry = self.cpu(cpu);
+            entry.standing = (entry.standing & STAGED) | BUSY;
+        }
         if Tasks::<N>::holds(task) {
             let entry = self.tasks.entry(task);
             (entry.state, entry.cpu) = (State::Placed, cpu);
@@ -339,28 +345,20 @@ impl<const N: usize> Policy for Fifo<'_, N> {
     #[inline(always)]
     fn message(&mut self, message: &Message, decide: &mut impl Decide) {
         let cpu = message.cpu;
-        let again = if message.outcome == Outcome::None {
-            TASK_NONE
-        } else {
-            self.verdict(cpu, message.txn, message.outcome, decide)
+        let again = match message.outcome {
+            Outcome::None => TASK_NONE,
+            outcome => self.verdict(cpu, message.txn, outcome, decide),
         };
-        if message.kind == MessageKind::ResyncCpu || message.kind == MessageKind::CpuAvailable {
-            self.returns(cpu, message.task);
-        }
         if message.flags.has(TaskFlags::CPU_IDLE) {
             let entry = self.cpu(cpu);
-            entry.standing = Standing::Idle;
-            if entry.staged != TASK_NONE {
+            entry.standing = (entry.standing & STAGED) | IDLE;
+            if entry.standing & STAGED != 0 {
                 // The host looked before our line landed: it sleeps over a decision.
                 decide.nudge(cpu);
             }
         }
-        if again != TASK_NONE {
-            self.serves(cpu, decide);
-            self.fits_again(again, decide);
-        }
         match message.kind {
-            MessageKind::TaskNew | MessageKind::TaskWakeup | MessageKind::ResyncTask => {
+            MessageKind::TaskNew | MessageKind::TaskWakeup => {
                 if message.flags.0 & (TaskFlags::RUNNABLE.0 | TaskFlags::ON_CPU.0) == TaskFlags::RUNNABLE.0 {
                     self.arrives(message, Place::Back, decide);
                 } else {
@@ -372,14 +370,8 @@ impl<const N: usize> Policy for Fifo<'_, N> {
             MessageKind::TaskPreempt | MessageKind::TaskLatchFailure => {
                 self.arrives(message, Place::Front, decide);
             }
-            MessageKind::TaskBlocked => {
-                self.leaves(message, State::Blocked);
-                self.serves(cpu, decide);
-            }
-            MessageKind::TaskDead | MessageKind::TaskDeparted => {
-                self.leaves(message, State::Absent);
-                self.serves(cpu, decide);
-            }
+            MessageKind::TaskBlocked => self.goes(message, State::Blocked, decide),
+            MessageKind::TaskDead | MessageKind::TaskDeparted => self.goes(message, State::Absent, decide),
             MessageKind::TaskSwitchto | MessageKind::TaskOnCpu => self.leaves(message, State::Placed),
             MessageKind::TaskAffinityChanged | MessageKind::TaskPriorityChanged => {
                 if Tasks::<N>::holds(message.task) {
@@ -387,12 +379,17 @@ impl<const N: usize> Policy for Fifo<'_, N> {
                 }
                 self.fits_again(message.task, decide);
             }
-            MessageKind::CpuBusy => self.cpu(cpu).standing = Standing::Away,
+            MessageKind::CpuBusy => self.cpu(cpu).standing &= STAGED,
+            MessageKind::CpuAvailable => self.serves(cpu, decide),
+            // Nothing is decided before the state is whole.
+            MessageKind::ResyncTask => self.queues(message),
+            MessageKind::ResyncCpu => {
+                self.returns(cpu, message.task);
+                return;
+            }
             MessageKind::ResyncBegin => self.begin_resync(decide),
             MessageKind::ResyncEnd => self.end_resync(decide),
-            MessageKind::CpuAvailable
-            | MessageKind::ResyncCpu
-            | MessageKind::Nop
+            MessageKind::Nop
             | MessageKind::CpuTick
             | MessageKind::CpuTimerExpired
             | MessageKind::CpuNotIdle
@@ -401,6 +398,11 @@ impl<const N: usize> Policy for Fifo<'_, N> {
             | MessageKind::TxnOutcome => self.serves(cpu, decide),
         }
         self.settle(cpu);
+        if again != TASK_NONE {
+            // A task came back to the queue beside what the message itself brought: both may fit a CPU that waits.
+            self.fits_again(again, decide);
+            self.fits_again(message.task, decide);
+        }
     }
 }
 

@@ -65,6 +65,13 @@ const fn tag_of(number: u32, shift: u32) -> Tag {
     Tag::of_lap(number >> shift)
 }
 
+/// The tag of the lap after that of `tag`, which begins with line `number`.
+#[inline(always)]
+const fn next_lap(tag: Tag, number: u32) -> Tag {
+    // Where line numbers come round, so do laps.
+    if number == 0 { Tag::FIRST } else { tag.next_lap() }
+}
+
 /// The writing end, for one writer.
 #[derive(Debug)]
 pub struct Producer<'a, const W: usize = WORDS> {
@@ -100,7 +107,7 @@ impl<'a, const W: usize> Producer<'a, W> {
         line.publish(payload, self.tag);
         self.written = self.written.wrapping_add(1);
         if place == mask {
-            self.tag = tag_of(self.written, self.lines.len().trailing_zeros());
+            self.tag = next_lap(self.tag, self.written);
         }
         Ok(())
     }
@@ -234,7 +241,7 @@ impl<'a, const W: usize> Consumer<'a, W> {
         let payload = self.lines.get(place as usize)?.read(self.tag)?;
         self.taken = self.taken.wrapping_add(1);
         if place == mask {
-            self.tag = tag_of(self.taken, self.lines.len().trailing_zeros());
+            self.tag = next_lap(self.tag, self.taken);
         }
         Some(payload)
     }

@@ -1,11 +1,10 @@
 //! The slot: one line that holds the latest word of its one writer. Decision slots and control lines are slots.
 //!
-//! The tag is the low byte of the line's number, and moves with every line. The reader knows the number that it took
-//! last, and takes any other. The writer must not go round: it may write at most 254 lines that no reader has been
+//! The tag holds the low seven bits of the line's number, and moves with every line. The reader knows the tag that it took
+//! last, and takes any other. The writer must not go round: it may write at most 126 lines that no reader has been
 //! heard to take ([`SlotWriter::OUTSTANDING_MAX`]), or a reader stopped in the middle could mistake two lines for one.
 
 use neap_abi::line::{Tag, WORDS};
-use neap_abi::txn::Txn;
 
 use crate::line::Line;
 
@@ -28,17 +27,17 @@ impl SlotWriter {
     /// A writer that goes on after whatever line stands there, for one who takes over from another.
     #[must_use]
     pub fn after(line: &Line) -> Self {
-        Self { number: line.read_any().map_or(0, |(_, tag)| u32::from(tag.byte())) }
+        Self { number: line.read_any().map_or(0, |(_, tag)| u32::from(tag.byte() & 0x7f)) }
     }
 
     /// Lines that may be written before the reader is heard of.
-    pub const OUTSTANDING_MAX: u32 = 254;
+    pub const OUTSTANDING_MAX: u32 = 126;
 
-    /// The number that the next line will have; its low byte, never zero, is its tag.
+    /// The number that the next line will have.
     #[must_use]
     #[inline(always)]
     pub fn next(&self) -> u32 {
-        Txn::next_id(self.number)
+        self.number.wrapping_add(1)
     }
 
     /// The number of the last line written, 0 before the first.
@@ -53,10 +52,7 @@ impl SlotWriter {
     #[inline(always)]
     pub fn write<const W: usize>(&mut self, line: &Line<W>, payload: &[u64; W], last: usize) {
         self.number = self.next();
-        // The low byte of a number is never zero.
-        if let Some(tag) = Txn::tag(self.number) {
-            line.publish_release(payload, tag, last);
-        }
+        line.publish_release(payload, Tag::of_number(self.number), last);
     }
 }
 
@@ -91,7 +87,7 @@ mod tests {
         for of in 0..1000u64 {
             writer.write(&line, &[of; WORDS], 4);
             let taken = reader.take(&line).unwrap();
-            assert_eq!((taken.payload, u32::from(taken.tag.byte())), ([of; WORDS], writer.number() & 0xff));
+            assert_eq!((taken.payload, taken.tag), ([of; WORDS], Tag::of_number(writer.number())));
             assert_eq!(reader.take(&line), None);
         }
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use neap_abi::control::policy_id;
 use neap_abi::{
-    AgentControl, AgentState, Hello, HostCommand, HostControl, Message, Outcome, RegionKind, Tag, Txn,
-    Version, VersionError,
+    AgentControl, AgentState, Hello, HostCommand, HostControl, Message, Outcome, RegionKind, Txn, Version,
+    VersionError,
 };
 use neap_queue::{CreditError, Full, Line, RingError, SharedProducer, SlotReader, SlotWriter};
 use neap_vipu::{Peer, PeerError};
@@ -226,9 +226,8 @@ impl<'w> Link<'w> {
         let mut end = self.cpu(cpu)?;
         let taken = end.reader.take(self.slots.get(usize::from(cpu))?)?;
         let txn = Txn::from_payload(&taken.payload);
-        // The tag is the low byte of the id: a line that says otherwise is no libOS's.
-        let whole = Txn::tag(txn.id).map(Tag::byte) == Some(taken.tag.byte());
-        if !whole || self.producer.credit(txn.credits).is_err() {
+        // The tag follows from the id: a line that says otherwise is no libOS's.
+        if Txn::tag(txn.id) != taken.tag || self.producer.credit(txn.credits).is_err() {
             self.poisoned.store(true, Ordering::Relaxed);
         }
         Some(txn)

@@ -13,6 +13,8 @@ use crate::paths;
 pub struct Budget {
     /// Instructions from the load that sees a whole message to the doorbell store, at most.
     pub path_instructions_max: u64,
+    /// As above, for a message that carries a refusal.
+    pub path_refusal_instructions_max: u64,
     /// Modelled time of the same path with its doorbell, in nanoseconds, at most.
     pub path_modelled_ns_max: f64,
     /// Bytes that runtime and agent load, at most.
@@ -40,7 +42,7 @@ impl Budget {
 mod tests {
     use super::*;
 
-    const WHOLE: &str = "path_instructions_max = 150\npath_modelled_ns_max = 150\nimage_loaded_bytes_max = 131072\n\
+    const WHOLE: &str = "path_instructions_max = 150\npath_refusal_instructions_max = 220\npath_modelled_ns_max = 150\nimage_loaded_bytes_max = 131072\n\
                          boot_instructions_max = 3000000\nqueue_ratio_min = 1.2\n";
 
     #[test]

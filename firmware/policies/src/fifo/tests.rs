@@ -25,7 +25,7 @@ impl Decide for Record {
             if self.busy {
                 return Err(AgentError::SlotBusy { cpu: txn.cpu });
             }
-            self.id = Txn::next_id(self.id);
+            self.id = self.id.wrapping_add(1);
             self.staged.push_back(Txn { id: self.id, ..*txn });
         }
         Ok(self.id)
@@ -177,6 +177,20 @@ fn a_refused_task_keeps_its_place_or_leaves_as_the_outcome_says() {
         );
         assert_eq!(record.resyncs, u32::from(wrong), "{outcome:?}");
     }
+}
+
+#[test]
+fn a_refused_task_goes_where_it_fits_now() {
+    let (mut memory, mut record) = ([Task::default(); 64], Record::default());
+    let mut fifo = started(3, &mut memory, &mut record);
+    fifo.message(&task(MessageKind::TaskNew, 0, 1, 1), &mut record);
+    let txn = record.one();
+    let moved = Message { first_cpu: 2, cpu_count: 1, ..task(MessageKind::TaskAffinityChanged, 0, 1, 2) };
+    fifo.message(&Message { flags: TaskFlags(0), ..moved }, &mut record);
+    record.none();
+    fifo.message(&taken(Message::new(MessageKind::TxnOutcome, 0), &txn, Outcome::TaskStale), &mut record);
+    let again = record.one();
+    assert_eq!((again.cpu, again.task, again.stamp), (2, 1, 2));
 }
 
 #[test]

@@ -42,7 +42,7 @@ struct Run {
     ring_lines: u64,
 }
 
-/// Measures the decision path and checks it against `path_instructions_max` and `path_modelled_ns_max`.
+/// Measures the decision path and checks it against the budgets whose names begin with `path`.
 pub fn run(json: bool) -> Result<()> {
     let budget = Budget::load()?;
     let llvm = setup::llvm()?;

@@ -8,6 +8,10 @@ use neap_meter::record::{Ending, Path, Record};
 
 use super::program::{Barrier, Facts};
 
+/// The kind under which messages that carry a refusal are counted, whatever else they say. They are the exception, and
+/// what they take has a budget of its own.
+pub const REFUSAL: &str = "refusal";
+
 /// One message as the host sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
@@ -152,9 +156,15 @@ impl Findings {
         self.doorbells_max = self.doorbells_max.max(other.doorbells_max);
     }
 
-    /// The longest path with this ending, over all kinds.
+    /// The longest path with this ending, over all kinds but refusals.
     pub fn max(&self, ending: Ending) -> u64 {
-        self.kinds.values().filter_map(|endings| endings.get(&ending)).map(Counts::max).max().unwrap_or(0)
+        let kinds = self.kinds.iter().filter(|(kind, _)| **kind != REFUSAL);
+        kinds.filter_map(|(_, endings)| endings.get(&ending)).map(Counts::max).max().unwrap_or(0)
+    }
+
+    /// The longest path of a message that carries a refusal.
+    pub fn refusal_max(&self) -> u64 {
+        self.kinds.get(REFUSAL).into_iter().flat_map(BTreeMap::values).map(Counts::max).max().unwrap_or(0)
     }
 }
 
@@ -223,5 +233,15 @@ mod tests {
         let runs: Vec<_> = records.iter().map(|records| attribute(records, &sent(1), 4).unwrap()).collect();
         assert!(repeatable(&runs[..2]));
         assert!(!repeatable(&runs));
+    }
+
+    #[test]
+    fn refusals_are_counted_apart() {
+        let mut findings = Findings::default();
+        for (kind, count) in [("task_new", 100), (REFUSAL, 190)] {
+            let endings = findings.kinds.entry(kind).or_default();
+            endings.insert(Ending::Doorbell, Counts(vec![count]));
+        }
+        assert_eq!((findings.max(Ending::Doorbell), findings.refusal_max()), (100, 190));
     }
 }

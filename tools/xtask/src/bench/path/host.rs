@@ -14,7 +14,7 @@ use neap_abi::{Outcome, RegionKind, Txn, VERSION};
 use neap_host::mechanism::{Mechanism, TaskState};
 use neap_queue::{Line, Producer, SlotReader, SlotWriter};
 
-use super::analysis::Sent;
+use super::analysis::{REFUSAL, Sent};
 use super::metered::{Metered, PATIENCE};
 
 /// Virtual time from one message to the next, ns.
@@ -186,7 +186,8 @@ impl<'a> Host<'a> {
         if self.ring.push(&message.to_payload()).is_err() {
             bail!("the message ring is full, though every message was answered: the agent gives no credits");
         }
-        self.sent.push(Sent { kind: message.kind.name(), steady: self.steady });
+        let kind = if message.outcome.is_refusal() { REFUSAL } else { message.kind.name() };
+        self.sent.push(Sent { kind, steady: self.steady });
         self.settle()
     }
 

@@ -25,6 +25,8 @@ pub struct Report {
     instructions_max: u64,
     /// The longest path to a prestaged decision.
     prestage_instructions_max: u64,
+    /// The longest path of a message that carries a refusal.
+    refusal_instructions_max: u64,
     traps: u64,
     dsb: u64,
     allocations: u64,
@@ -80,6 +82,7 @@ impl Report {
             kinds: kinds.collect(),
             instructions_max: findings.max(Ending::Doorbell),
             prestage_instructions_max: findings.max(Ending::Prestage),
+            refusal_instructions_max: findings.refusal_max(),
             traps: findings.traps,
             dsb: findings.dsbs,
             allocations: findings.allocations,
@@ -109,6 +112,11 @@ impl Report {
         if self.instructions_max > budget.path_instructions_max {
             let (is, most) = (self.instructions_max, budget.path_instructions_max);
             faults.push(format!("{is} instructions, path_instructions_max is {most}"));
+        }
+        if self.refusal_instructions_max > budget.path_refusal_instructions_max {
+            let (is, most) = (self.refusal_instructions_max, budget.path_refusal_instructions_max);
+            faults
+                .push(format!("{is} instructions after a refusal, path_refusal_instructions_max is {most}"));
         }
         if self.modelled_ns > budget.path_modelled_ns_max {
             let (is, most) = (self.modelled_ns, budget.path_modelled_ns_max);
@@ -154,7 +162,11 @@ impl fmt::Display for Report {
             "{runs} runs {agree}. On all paths: {} traps, {} DSBs, {} allocations; at most {} DMBs on one.",
             self.traps, self.dsb, self.allocations, self.dmb_max
         )?;
-        writeln!(f, "Longest path to a doorbell: {} instructions.\n", self.instructions_max)?;
+        writeln!(
+            f,
+            "Longest path to a doorbell: {} instructions; after a refusal: {}.\n",
+            self.instructions_max, self.refusal_instructions_max
+        )?;
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN);
         table.set_header(["decision and doorbell", "ns", "how"]);
@@ -209,6 +221,7 @@ mod tests {
     fn budget() -> Budget {
         Budget {
             path_instructions_max: 100,
+            path_refusal_instructions_max: 200,
             path_modelled_ns_max: 110.0,
             image_loaded_bytes_max: 0,
             boot_instructions_max: 0,
@@ -225,6 +238,10 @@ mod tests {
             report.check(&budget()).unwrap_err().to_string()
         };
         assert!(fault(|report| report.instructions_max = 101).contains("101 instructions"));
+        assert!(
+            fault(|report| report.refusal_instructions_max = 201)
+                .contains("201 instructions after a refusal")
+        );
         assert!(fault(|report| report.modelled_ns = 110.1).contains("110.1 ns"));
         assert!(fault(|report| report.traps = 1).contains("1 traps"));
         assert!(fault(|report| report.dsb = 2).contains("2 DSBs"));
