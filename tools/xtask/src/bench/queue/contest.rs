@@ -5,18 +5,20 @@
 //! - **turns**: one thread keeps `in_flight` items under way, the other verifies each and sends it back.
 //!
 //! A measure counts only if both threads had their CPU all along: a machine that other work keeps busy would measure
-//! its scheduler. One that was disturbed is taken again.
+//! its scheduler. One that was disturbed is taken again. The threads look how far apart their CPUs are right before and
+//! right after ([`super::distance`]), without a break in which they could be moved.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::contestants::{Receiver, Sender, Words};
+use super::distance::{Probe, Side};
 
 /// What the two threads do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +32,25 @@ pub enum Workload {
     },
 }
 
+impl Workload {
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Turns { .. } => "turns",
+        }
+    }
+}
+
 /// One measure of one queue.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Measure {
     /// Verified items per second; an item that went there and back is one.
     pub items_per_s: f64,
     /// Measures that were disturbed before this one.
     pub disturbed: u32,
+    /// How far apart the two CPUs were right before and right after it: nanoseconds per hand-over of a line.
+    pub hand_over_ns: [f64; 2],
 }
 
 /// A queue that can be measured.
@@ -50,7 +64,7 @@ pub struct Pair<S, R> {
     there: (S, R),
     back: (S, R),
     next: u64,
-    cpus: [Option<usize>; 2],
+    cpus: [usize; 2],
 }
 
 /// How often a disturbed measure is taken again before the least disturbed one counts.
@@ -58,15 +72,18 @@ const ATTEMPTS: u32 = 40;
 /// The share of the time for which each thread must have had its CPU.
 const UNDISTURBED: f64 = 0.98;
 /// Looks in vain after which a thread yields its CPU: its peer may be waiting for it.
-const LOOKS_BEFORE_YIELD: u32 = 2_000;
+pub const LOOKS_BEFORE_YIELD: u32 = 2_000;
 
-/// The CPUs of the two threads: two of those that this process may use, if there are two.
-pub fn cpus() -> [Option<usize>; 2] {
-    let Ok(allowed) = sched_getaffinity(None) else { return [None; 2] };
+/// The CPUs of the two threads: the first two of those that this process may use.
+///
+/// # Errors
+/// Fewer than two.
+pub fn cpus() -> Result<[usize; 2]> {
+    let allowed = sched_getaffinity(None).context("the CPUs that this process may use can't be asked for")?;
     let mut ours = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
     match (ours.next(), ours.next()) {
-        (Some(first), Some(second)) => [Some(first), Some(second)],
-        _ => [None; 2],
+        (Some(first), Some(second)) => Ok([first, second]),
+        _ => bail!("this process may use one CPU only; the queues take two"),
     }
 }
 
@@ -156,48 +173,55 @@ struct Found {
     took: Duration,
     /// The share of `took` for which the thread had its CPU.
     share: f64,
+    hand_over_ns: [f64; 2],
 }
 
-/// Runs `work` on `cpu`, once the other thread runs too.
-fn timed(cpu: Option<usize>, ready: &AtomicU32, work: impl FnOnce() -> u64) -> Found {
-    if let Some(cpu) = cpu {
-        let mut only = CpuSet::new();
-        only.set(cpu);
-        // Where pinning is not allowed the threads run where they may; the comparison stays fair.
-        let _ = sched_setaffinity(None, &only);
-    }
+/// Runs `work` on `cpu`, once the other thread runs too, between two looks at how far apart the CPUs are.
+fn timed(
+    cpu: usize,
+    ready: &AtomicU32,
+    probes: &[Probe; 2],
+    side: Side,
+    work: impl FnOnce() -> u64,
+) -> Found {
+    let mut only = CpuSet::new();
+    only.set(cpu);
+    // Where pinning is not allowed the threads run where they may; the looks before and after say where that was.
+    let _ = sched_setaffinity(None, &only);
     ready.fetch_add(1, Ordering::AcqRel);
     wait(|| (ready.load(Ordering::Acquire) == 2).then_some(()));
+    let before = probes[0].hand_over_ns(side);
     let (cpu_before, start) = (cpu_time(), Instant::now());
     let wrong = work();
     let took = start.elapsed();
     let share = (cpu_time() - cpu_before).as_secs_f64() / took.as_secs_f64();
-    Found { wrong, took, share }
+    let after = probes[1].hand_over_ns(side);
+    Found { wrong, took, share, hand_over_ns: [before, after] }
 }
 
 impl<S: Sender, R: Receiver> Pair<S, R> {
     /// A contestant of two fresh queues, measured on `cpus`.
-    pub fn new(there: (S, R), back: (S, R), cpus: [Option<usize>; 2]) -> Self {
+    pub fn new(there: (S, R), back: (S, R), cpus: [usize; 2]) -> Self {
         Self { there, back, next: 0, cpus }
     }
 
-    /// One attempt: how long the verified items took, and the smaller share of its CPU that a thread had.
-    fn attempt(&mut self, workload: Workload, items: u64) -> Result<(Duration, f64)> {
+    /// One attempt: how long the verified items took, the smaller share of its CPU that a thread had, and the hand-overs.
+    fn attempt(&mut self, workload: Workload, items: u64) -> Result<Found> {
         let (from, to) = (self.next, self.next + items);
         self.next = to;
         let [here, there] = self.cpus;
         let (there_sender, there_receiver) = (&mut self.there.0, &mut self.there.1);
         let (back_sender, back_receiver) = (&mut self.back.0, &mut self.back.1);
-        let ready = AtomicU32::new(0);
+        let (ready, probes) = (AtomicU32::new(0), [Probe::default(), Probe::default()]);
         let (mine, theirs) = thread::scope(|scope| {
             let mine = scope.spawn(|| {
-                timed(here, &ready, || match workload {
+                timed(here, &ready, &probes, Side::Ping, || match workload {
                     Workload::Stream => consume(there_receiver, from, to),
                     Workload::Turns { .. } => answer(there_receiver, back_sender, from, to),
                 })
             });
             let theirs = scope.spawn(|| {
-                timed(there, &ready, || match workload {
+                timed(there, &ready, &probes, Side::Pong, || match workload {
                     Workload::Stream => {
                         produce(there_sender, from, to);
                         0
@@ -212,25 +236,25 @@ impl<S: Sender, R: Receiver> Pair<S, R> {
         let wrong = mine.wrong | theirs.wrong;
         ensure!(wrong == 0, "items {from} to {to} came out of order or torn (bits {wrong:#x} differ)");
         let took = if workload == Workload::Stream { mine.took } else { theirs.took };
-        Ok((took, mine.share.min(theirs.share)))
+        Ok(Found { wrong, took, share: mine.share.min(theirs.share), hand_over_ns: mine.hand_over_ns })
     }
 }
 
 impl<S: Sender, R: Receiver> Contestant for Pair<S, R> {
     fn measure(&mut self, workload: Workload, items: u64) -> Result<Measure> {
-        let (mut best, mut best_share) = (Duration::MAX, -1.0);
-        // Two threads on one CPU disturb each other: there is nothing to wait for.
-        let attempts = if self.cpus.contains(&None) { 1 } else { ATTEMPTS };
-        for disturbed in 0..attempts {
-            let (took, share) = self.attempt(workload, items)?;
-            if share > best_share {
-                (best, best_share) = (took, share);
+        let (mut best, mut disturbed) = (self.attempt(workload, items)?, 0);
+        while best.share < UNDISTURBED {
+            disturbed += 1;
+            if disturbed == ATTEMPTS {
+                break;
             }
-            if share >= UNDISTURBED {
-                return Ok(Measure { items_per_s: items as f64 / best.as_secs_f64(), disturbed });
+            let found = self.attempt(workload, items)?;
+            if found.share > best.share {
+                best = found;
             }
         }
-        Ok(Measure { items_per_s: items as f64 / best.as_secs_f64(), disturbed: attempts })
+        let items_per_s = items as f64 / best.took.as_secs_f64();
+        Ok(Measure { items_per_s, disturbed, hand_over_ns: best.hand_over_ns })
     }
 }
 
@@ -238,6 +262,9 @@ impl<S: Sender, R: Receiver> Contestant for Pair<S, R> {
 mod tests {
     use super::super::contestants::Ring;
     use super::*;
+
+    /// Where there are no such CPUs the threads run unpinned.
+    const CPUS: [usize; 2] = [0, 1];
 
     /// A receiver that spoils one item.
     struct Spoilt<R>(R, u32);
@@ -256,11 +283,11 @@ mod tests {
     #[test]
     fn both_workloads_go_over_many_laps() {
         let (there, back) = (Ring::new(), Ring::new());
-        let mut pair = Pair::new(there.split().unwrap(), back.split().unwrap(), [None; 2]);
+        let mut pair = Pair::new(there.split().unwrap(), back.split().unwrap(), CPUS);
         for workload in [Workload::Stream, Workload::Turns { in_flight: 1 }, Workload::Turns { in_flight: 7 }]
         {
-            let measure = pair.measure(workload, 5_000).unwrap();
-            assert!(measure.items_per_s > 0.0);
+            let found = pair.attempt(workload, 5_000).unwrap();
+            assert!(!found.took.is_zero() && found.hand_over_ns.iter().all(|&ns| ns > 0.0));
         }
         assert_eq!(pair.next, 15_000);
     }
@@ -271,7 +298,7 @@ mod tests {
             let (there, back) = (Ring::new(), Ring::new());
             let ((sender, receiver), (answers, answered)) = (there.split().unwrap(), back.split().unwrap());
             let ends = ((sender, Spoilt(receiver, 0)), (answers, Spoilt(answered, 1_000)));
-            let error = Pair::new(ends.0, ends.1, [None; 2]).measure(workload, 1_000).unwrap_err();
+            let error = Pair::new(ends.0, ends.1, CPUS).attempt(workload, 1_000).map(|_| ()).unwrap_err();
             assert!(error.to_string().contains("torn"), "{error}");
         }
     }
