@@ -4,7 +4,7 @@
 //! with every change, as in a decision slot.
 
 use crate::line::{Payload, field};
-use crate::version::Version;
+use crate::version::{VERSION, Version};
 
 /// What the host asks of the IPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -191,6 +191,22 @@ pub struct AgentControl {
 }
 
 impl AgentControl {
+    /// No agent, and nothing counted.
+    pub const NOTHING: Self = Self {
+        state: AgentState::Waiting,
+        core: 0,
+        asleep: false,
+        peer: 0,
+        vector: 0,
+        session: 0,
+        version: VERSION,
+        credits: 0,
+        resyncs: 0,
+        decisions: 0,
+        unknown: 0,
+        doorbells: 0,
+    };
+
     /// The line's payload.
     #[must_use]
     pub const fn to_payload(&self) -> Payload {
@@ -233,7 +249,6 @@ impl AgentControl {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::version::VERSION;
 
     #[test]
     fn host_line_round_trips() {

@@ -108,16 +108,10 @@ impl Sessions {
         if host.command != HostCommand::Attach {
             return Wish::Nothing;
         }
-        let Ok(version) = VERSION.negotiate(host.version) else {
-            return refused(AgentState::RefusedVersion);
-        };
-        if host.cpus == 0 || host.cpus > self.limits.cpus {
-            return refused(AgentState::RefusedCpus);
+        match host.admit(VERSION, self.limits.cpus, &[self.limits.policy]) {
+            Ok(version) => Wish::Agent(Accepted { session, cpus: host.cpus, peer: host.peer, version }),
+            Err(state) => refused(state),
         }
-        if host.policy != self.limits.policy {
-            return refused(AgentState::RefusedPolicy);
-        }
-        Wish::Agent(Accepted { session, cpus: host.cpus, peer: host.peer, version })
     }
 
     /// What to do now, the agent's core being in `core`. After an action that is not [`Action::Rest`] it is asked again.

@@ -211,7 +211,7 @@ impl Supervisor {
             // What the dead had counted still holds; who never ran has counted nothing.
             ..match before {
                 Some(before) if before.session == session => before,
-                _ => NOTHING_COUNTED,
+                _ => AgentControl::NOTHING,
             }
         };
         SlotWriter::after(line).write(line, &report.to_payload(), 3);
@@ -250,21 +250,6 @@ impl Supervisor {
         }
     }
 }
-
-const NOTHING_COUNTED: AgentControl = AgentControl {
-    state: AgentState::Waiting,
-    core: 0,
-    asleep: false,
-    peer: 0,
-    vector: SUPERVISOR_VECTOR,
-    session: 0,
-    version: VERSION,
-    credits: 0,
-    resyncs: 0,
-    decisions: 0,
-    unknown: 0,
-    doorbells: 0,
-};
 
 fn name(state: AgentState) -> &'static str {
     match state {

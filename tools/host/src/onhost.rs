@@ -169,7 +169,10 @@ fn wait_for(
         {
             // Its vectors must be known before the first doorbell.
             let known = Instant::now();
-            while !peer.peers().contains(&host.peer) && known.elapsed() < Duration::from_secs(1) {
+            while host.command == HostCommand::Attach
+                && !peer.peers().contains(&host.peer)
+                && known.elapsed() < Duration::from_secs(1)
+            {
                 peer.poll_changes().ok()?;
                 std::thread::sleep(LOOK);
             }
@@ -180,7 +183,10 @@ fn wait_for(
     None
 }
 
+/// Writes the agent's line in its stead. What an agent of this session had counted still holds.
 fn report(line: &Line, peer: &Peer, state: AgentState, session: u32, version: Version) {
+    let before = line.read_any().and_then(|(payload, _)| AgentControl::from_payload(&payload));
+    let counted = before.filter(|before| before.session == session);
     let agent = AgentControl {
         state,
         core: 1,
@@ -189,11 +195,7 @@ fn report(line: &Line, peer: &Peer, state: AgentState, session: u32, version: Ve
         vector: AGENT_VECTOR,
         session,
         version,
-        credits: 0,
-        resyncs: 0,
-        decisions: 0,
-        unknown: 0,
-        doorbells: 0,
+        ..counted.unwrap_or(AgentControl::NOTHING)
     };
     SlotWriter::after(line).write(line, &agent.to_payload(), 3);
 }

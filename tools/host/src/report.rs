@@ -32,7 +32,7 @@ impl Latency {
     pub fn of(histogram: &Histogram<u64>) -> Self {
         let us = |ns: u64| ns as f64 / 1e3;
         let at = |quantile| us(histogram.value_at_quantile(quantile));
-        let cdf = histogram.iter_quantiles(10).map(|step| (us(step.value_iterated_to()), step.quantile()));
+        let cdf = histogram.iter_quantiles(50).map(|step| (us(step.value_iterated_to()), step.quantile()));
         Self {
             count: histogram.len(),
             mean_us: histogram.mean() / 1e3,
