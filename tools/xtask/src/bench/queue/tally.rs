@@ -194,6 +194,12 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn enough_rounds_are_a_verdict_whatever_else_there_was() {
+        assert!(tally(ROUNDS_MIN, 5_000, 0).check(1.2, TOOK).is_ok());
+        assert!(tally(ROUNDS_MIN, 0, 5_000).check(1.2, TOOK).is_ok());
+    }
+
+    #[test]
     fn the_limit_is_met_at_the_limit_only() {
         assert!(tally(61, 0, 0).check(1.5, TOOK).is_ok());
         let error = tally(61, 0, 0).check(1.501, TOOK).unwrap_err().to_string();
@@ -208,7 +214,7 @@ pub(super) mod tests {
             let error = error(cores, shared, moved);
             assert!(error.starts_with("the two CPUs are one core's hardware threads"), "{error}");
         }
-        for (cores, shared, moved) in [(60, 0, 0), (60, 20, 400), (0, 0, 0)] {
+        for (cores, shared, moved) in [(60, 0, 0), (60, 20, 400), (60, 20, 10), (0, 0, 0)] {
             let error = error(cores, shared, moved);
             assert!(error.starts_with(&format!("only {cores} rounds on two cores in 70 s")), "{error}");
         }
