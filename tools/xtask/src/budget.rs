@@ -21,7 +21,7 @@ pub struct Budget {
     pub image_loaded_bytes_max: u64,
     /// Instructions from reset to the first decision, at most.
     pub boot_instructions_max: u64,
-    /// Throughput of the message ring over its best peer's, at least.
+    /// Round trips of the message ring over its best peer's, between two cores, at least.
     pub queue_ratio_min: f64,
 }
 
