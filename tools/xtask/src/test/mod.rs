@@ -8,6 +8,7 @@
 mod cases;
 mod docs;
 mod qemu;
+mod sessions;
 mod stages;
 
 use std::fmt;
@@ -88,7 +89,7 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 11] = [
+const STAGES: [Stage; 12] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
@@ -101,6 +102,11 @@ const STAGES: [Stage; 11] = [
         run: stages::image,
     },
     Stage { name: "qemu", about: "the numbered boots of qemu-tests", run: qemu::run },
+    Stage {
+        name: "sessions",
+        about: "the firmware on QEMU under good hosts and bad ones",
+        run: sessions::run,
+    },
     Stage { name: "path", about: "the decision path's instructions against their budget", run: stages::path },
     Stage { name: "run", about: "neap run, on the virtual IPU and on the host", run: stages::run },
     Stage { name: "docs", about: "commands and links of the documents", run: docs::run },

@@ -1,0 +1,254 @@
+//! Stage `sessions`: the release firmware on QEMU, and hosts in this process that do what hosts do: work, die, come back,
+//! ask for what is not there, and write nonsense.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use neap_abi::{AgentControl, AgentState, Message, MessageKind, RegionKind, Tag, VERSION};
+use neap_host::link::{AttachError, Attachment, Link};
+use neap_host::window::HostWindow;
+use neap_host::worker::{self, Config, Step as WorkStep, Work, WorkerError};
+use neap_queue::Producer;
+use neap_vipu::{Domain, Peer, Server, Window};
+use tempfile::TempDir;
+
+use super::Verdict;
+use crate::firmware::{self, Kind};
+use crate::machine::{Machine, WINDOW_BYTES};
+use crate::progress::Step;
+use crate::{process, setup};
+
+const VECTORS: u16 = 16;
+/// How long the firmware may take to anything, in a machine that others use too.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is tried on a running IPU, in this order.
+const TRIALS: [(&str, fn(&mut Ipu) -> Result<()>); 6] = [
+    ("a host's tasks each run once, in order", works),
+    ("a host that died comes back", comes_back),
+    ("a policy that is not there is refused by name", asks_for_another_policy),
+    ("a message of unknown kind is counted and answered with a call for resync", says_the_unknown),
+    ("a flood of messages is taken to the last", floods),
+    ("a ring of random bytes ends in the next session's good work", scribbles),
+];
+
+pub(super) fn run() -> Result<Verdict> {
+    let qemu = setup::qemu()?;
+    let image = firmware::build(&Kind::Runtime)?;
+    let mut verdict = Verdict::default();
+    for cores in [2, 8, 16] {
+        let mut ipu = Ipu::boot(&qemu, &image.elf, cores)?;
+        // The whole list once; on more cores, that it works at all.
+        let trials = if cores == 2 { &TRIALS[..] } else { &TRIALS[..1] };
+        for (what, trial) in trials {
+            let step = Step::start(format!("{cores} cores: {what}"));
+            if let Err(error) = trial(&mut ipu) {
+                verdict
+                    .fail(format!("{cores} cores: {what}: {error:#}\nits console said:\n{}", ipu.console()));
+                return Ok(verdict);
+            }
+            step.done();
+            verdict.pass();
+        }
+    }
+    Ok(verdict)
+}
+
+/// A running IPU. Dropped, it is gone.
+struct Ipu {
+    // In the order of their ends: QEMU before what it is connected to.
+    qemu: Qemu,
+    _server: Server,
+    window: Window,
+    directory: TempDir,
+    session: u32,
+}
+
+/// A QEMU that ends with us.
+struct Qemu(Child);
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // It may have ended already, which is what is wanted.
+        let _ = process::stop(&mut self.0);
+    }
+}
+
+impl Ipu {
+    fn boot(qemu: &Path, elf: &Path, cores: u32) -> Result<Self> {
+        let directory =
+            tempfile::Builder::new().prefix(&format!("neap-{}-", std::process::id())).tempdir()?;
+        let name = directory.path().file_name().context("a temporary directory has a name")?;
+        let window = Window::create(&name.to_string_lossy(), WINDOW_BYTES)?;
+        let socket = directory.path().join("enclave");
+        let server = Server::start(vec![Domain::new(&socket, window.descriptor()?, VECTORS)])?;
+        let mut machine = Machine::new(cores, window.path(), window.bytes());
+        machine.doorbells.push((socket, VECTORS));
+        let console = File::create(directory.path().join("console"))?;
+        let mut command = machine.command(qemu, elf)?;
+        command.stdin(Stdio::null()).stderr(console.try_clone()?).stdout(console);
+        let qemu = Qemu(command.spawn().context("QEMU does not start")?);
+        Ok(Self { qemu, _server: server, window, directory, session: 0 })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("enclave")
+    }
+
+    fn console(&mut self) -> String {
+        let said = fs::read_to_string(self.directory.path().join("console")).unwrap_or_default();
+        match self.qemu.0.try_wait() {
+            Ok(Some(status)) => format!("{said}\n(QEMU has ended: {status})"),
+            _ => said,
+        }
+    }
+
+    /// A host's settings for the next session.
+    fn attachment(&mut self) -> Attachment {
+        self.session += 1;
+        Attachment {
+            cpus: 4,
+            session: self.session,
+            policy: "fifo".to_owned(),
+            version: VERSION,
+            timeout: PATIENCE,
+        }
+    }
+
+    /// Attaches as a host by hand and does `with`; then is not heard of again, as a host that died.
+    fn attached(&mut self, with: impl FnOnce(&Link<'_>) -> Result<()>) -> Result<()> {
+        let peer = Peer::connect(&self.socket(), VECTORS, PATIENCE)?;
+        let window = HostWindow::new(self.window.map()?);
+        let attachment = self.attachment();
+        let link = Link::attach(&window, &peer, &attachment)?;
+        with(&link)
+    }
+}
+
+/// Some tasks yield, some block.
+struct Tasks;
+
+impl Work for Tasks {
+    fn step(&self, request: u64, step: u32) -> WorkStep {
+        match (request % 10, step) {
+            (3, 0) => WorkStep::Yield,
+            (7, 0) => WorkStep::Block { for_us: 300 },
+            _ => WorkStep::Done,
+        }
+    }
+}
+
+fn works(ipu: &mut Ipu) -> Result<()> {
+    const REQUESTS: u64 = 1000;
+    let config = Config { attachment: ipu.attachment(), vectors: VECTORS, drain: PATIENCE };
+    let report = worker::host(&ipu.socket(), &config, &Tasks, |host| {
+        for request in 0..REQUESTS {
+            while host.submit(request).is_err() {
+                thread::yield_now();
+            }
+        }
+    })?;
+    let sound = report.tasks_finished == REQUESTS
+        && report.tasks_lost + report.tasks_doubled + report.fifo_violations == 0
+        && report.prestage_hits > 0
+        && report.agent_ended.is_none();
+    ensure!(sound, "{} tasks, but {report:?}", REQUESTS);
+    Ok(())
+}
+
+fn comes_back(ipu: &mut Ipu) -> Result<()> {
+    for _ in 0..3 {
+        ipu.attached(|link| {
+            for _ in 0..100 {
+                // It dies in the middle: whether all fit is not the question.
+                let _ = link.send_message(Message::new(MessageKind::TaskNew, 1));
+            }
+            Ok(())
+        })?;
+        works(ipu)?;
+    }
+    Ok(())
+}
+
+fn asks_for_another_policy(ipu: &mut Ipu) -> Result<()> {
+    let mut attachment = ipu.attachment();
+    attachment.policy = "lifo".to_owned();
+    let config = Config { attachment, vectors: VECTORS, drain: PATIENCE };
+    match worker::host(&ipu.socket(), &config, &Tasks, |_| {}) {
+        Err(WorkerError::Attach(AttachError::Refused { state: AgentState::RefusedPolicy, .. })) => works(ipu),
+        other => bail!("expected a refusal of the policy, found {other:?}"),
+    }
+}
+
+/// Waits until what the agent says of itself is as wanted.
+fn agent(link: &Link<'_>, wanted: impl Fn(&AgentControl) -> bool) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if link.agent().is_some_and(|agent| wanted(&agent)) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    bail!("the agent stays at {:?}", link.agent());
+}
+
+fn says_the_unknown(ipu: &mut Ipu) -> Result<()> {
+    ipu.attached(|link| {
+        let messages = link.window().lines(link.hello(), RegionKind::Messages)?;
+        let mut raw = Producer::new(messages)?;
+        let mut unknown = Message::new(MessageKind::Nop, 0).to_payload();
+        unknown[0] |= 0xee;
+        let outside = Message::new(MessageKind::TaskNew, 200).to_payload();
+        for line in [unknown, outside] {
+            ensure!(raw.push(&line).is_ok(), "a fresh ring is full");
+        }
+        agent(link, |agent| agent.unknown == 2 && agent.resyncs == 2 && agent.credits == 2)
+    })?;
+    works(ipu)
+}
+
+fn floods(ipu: &mut Ipu) -> Result<()> {
+    ipu.attached(|link| {
+        let mut full = 0u32;
+        let start = Instant::now();
+        while link.messages() < 20_000 || full == 0 {
+            full += u32::from(link.send_message(Message::new(MessageKind::CpuTick, 3)).is_err());
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "{} messages in a minute, {full} times full",
+                link.messages()
+            );
+        }
+        let sent = link.messages();
+        agent(link, |agent| agent.credits == sent && agent.unknown == 0)
+    })?;
+    works(ipu)
+}
+
+fn scribbles(ipu: &mut Ipu) -> Result<()> {
+    const SEED: u64 = 0x6e65_6170;
+    let mut state = SEED;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    ipu.attached(|link| {
+        let lines = link.window().lines(link.hello(), RegionKind::Messages)?;
+        // In the order in which the agent reads, so that it believes a good part of it.
+        for lap in 0..4 {
+            for line in lines {
+                line.publish(&core::array::from_fn(|_| random()), Tag::of_lap(lap));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        agent(link, |agent| agent.unknown > 0)
+    })
+    .with_context(|| format!("seed {SEED:#x}"))?;
+    works(ipu)
+}
