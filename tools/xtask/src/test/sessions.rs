@@ -26,8 +26,11 @@ const VECTORS: u16 = 16;
 /// How long the firmware may take to anything, in a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is tried on a running IPU, in this order.
-const TRIALS: [(&str, fn(&mut Ipu) -> Result<()>); 6] = [
+/// What a host does to a running IPU.
+type Trial = fn(&mut Ipu) -> Result<()>;
+
+/// What is tried, in this order.
+const TRIALS: [(&str, Trial); 6] = [
     ("a host's tasks each run once, in order", works),
     ("a host that died comes back", comes_back),
     ("a policy that is not there is refused by name", asks_for_another_policy),
