@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn neighbouring_ids_have_different_tags_that_are_never_zero() {
-        for id in (0..600).chain(u32::MAX - 300..=u32::MAX) {
+        for id in (0..600).chain(u32::MAX - 300..=u32::MAX).step_by(if cfg!(miri) { 450 } else { 1 }) {
             assert_ne!(Txn::tag(id).byte(), 0);
             for ahead in 1..128 {
                 assert_ne!(Txn::tag(id), Txn::tag(id.wrapping_add(ahead)));

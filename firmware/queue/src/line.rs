@@ -108,16 +108,17 @@ mod tests {
     #[test]
     fn a_torn_line_never_passes() {
         let mut orders = Vec::new();
-        permutations(&mut core::array::from_fn(|i| i), 0, &mut |order| orders.push(*order));
-        assert_eq!(orders.len(), 40_320);
         if cfg!(miri) {
             // Miri looks at the accesses, not at the orders.
-            orders.truncate(2);
+            orders.extend([[0, 1, 2, 3, 4, 5, 6, 7], [7, 2, 5, 0, 3, 6, 1, 4]]);
+        } else {
+            permutations(&mut core::array::from_fn(|i| i), 0, &mut |order| orders.push(*order));
+            assert_eq!(orders.len(), 40_320);
         }
         let line: Line = Line::default();
         let mut old = [0; WORDS];
         // Every pair of neighbouring tags; the first lap lies over fresh memory.
-        for lap in 0..=255 {
+        for lap in 0..=if cfg!(miri) { 3 } else { 255 } {
             let (tag, new) = (Tag::of_lap(lap), payload(u64::from(lap)));
             for order in &orders {
                 for (word, old) in line.0.iter().zip(old) {
@@ -138,7 +139,7 @@ mod tests {
     #[test]
     fn any_mix_of_two_laps_fails() {
         let mut old = [0; WORDS];
-        for lap in 0..=if cfg!(miri) { 2 } else { 255 } {
+        for lap in 0..=if cfg!(miri) { 1 } else { 255 } {
             let tag = Tag::of_lap(lap);
             let new: [u64; WORDS] = payload(u64::from(lap)).map(|word| tag.seal(word));
             for mix in 0..=255u32 {

@@ -324,7 +324,7 @@ mod tests {
     fn two_lines_of_neighbouring_laps_never_share_a_tag() {
         for shift in (1..=24).step_by(if cfg!(miri) { 23 } else { 1 }) {
             let mut number = 0u32;
-            for _ in 0..1000 {
+            for _ in 0..if cfg!(miri) { 20 } else { 1000 } {
                 let next = number.wrapping_add(1 << shift);
                 assert_ne!(tag_of(number, shift), tag_of(next, shift));
                 number = next;
@@ -354,7 +354,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 3 } else { 256 }))]
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 256 }))]
 
         /// Any run of pushes, polls and credits is the run of a bounded queue that learns of room late.
         #[test]
@@ -400,7 +400,7 @@ mod tests {
     fn two_threads_lose_nothing() {
         let lines: Vec<Line> = (0..64).map(|_| Line::default()).collect();
         let credit = std::sync::atomic::AtomicU32::new(0);
-        const COUNT: u64 = if cfg!(miri) { 300 } else { 200_000 };
+        const COUNT: u64 = if cfg!(miri) { 60 } else { 200_000 };
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut producer = Producer::new(&lines).unwrap();
@@ -431,7 +431,7 @@ mod tests {
     fn many_writers_lose_nothing() {
         let lines: Vec<Line> = (0..16).map(|_| Line::default()).collect();
         let producer = SharedProducer::new(&lines).unwrap();
-        const EACH: u64 = if cfg!(miri) { 60 } else { 20_000 };
+        const EACH: u64 = if cfg!(miri) { 15 } else { 20_000 };
         std::thread::scope(|scope| {
             for writer in 0..3u64 {
                 let producer = &producer;
