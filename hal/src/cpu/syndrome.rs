@@ -1,5 +1,18 @@
 //! What ESR_EL1 says about an exception (DDI 0487 D24.2.41).
 
+use tock_registers::{LocalRegisterCopy, register_bitfields};
+
+register_bitfields! [u64,
+    ESR [
+        /// Exception class.
+        EC OFFSET(26) NUMBITS(6) [],
+        /// A data abort was a store.
+        WNR OFFSET(6) NUMBITS(1) [],
+        /// Fault status code of an abort.
+        FSC OFFSET(0) NUMBITS(6) []
+    ]
+];
+
 /// A syndrome register's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Syndrome(pub u64);
@@ -7,7 +20,11 @@ pub struct Syndrome(pub u64);
 impl Syndrome {
     /// The exception class, EC: six bits.
     pub fn class(self) -> u8 {
-        (self.0 >> 26) as u8 & 0x3f
+        self.fields().read(ESR::EC) as u8
+    }
+
+    fn fields(self) -> LocalRegisterCopy<u64, ESR::Register> {
+        LocalRegisterCopy::new(self.0)
     }
 
     /// Whether FAR_EL1 holds the address that faulted: aborts, and program counters and stacks out of line.
@@ -17,7 +34,7 @@ impl Syndrome {
 
     /// Whether a data abort was a store (WnR).
     pub fn is_store(self) -> bool {
-        matches!(self.class(), 0x24 | 0x25) && self.0 >> 6 & 1 == 1
+        matches!(self.class(), 0x24 | 0x25) && self.fields().is_set(ESR::WNR)
     }
 
     /// The exception in words.
@@ -33,7 +50,7 @@ impl Syndrome {
             0x18 => "trapped system register",
             0x20 | 0x21 => "instruction abort",
             0x22 => "misaligned program counter",
-            0x24 | 0x25 => match self.0 & 0x3f {
+            0x24 | 0x25 => match self.fields().read(ESR::FSC) {
                 0x04..=0x07 => "data abort: not mapped",
                 0x0c..=0x0f => "data abort: not permitted",
                 0x10 | 0x14..=0x17 => "data abort: no device answered",
