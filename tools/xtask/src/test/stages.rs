@@ -307,10 +307,13 @@ mod tests {
 
     #[test]
     fn a_report_is_accepted_for_its_figures_only() {
-        let good = json!({"tasks_lost": 0, "fifo_violations": 0, "decisions": 9000, "prestage_hits": 1});
-        assert_eq!(accepted(&good).unwrap(), 4);
+        let good = json!({
+            "tasks_lost": 0, "tasks_doubled": 0, "fifo_violations": 0, "decisions": 9000, "prestage_hits": 1
+        });
+        assert_eq!(accepted(&good).unwrap(), 5);
         let spoilt = [
             ("tasks_lost", json!(1)),
+            ("tasks_doubled", json!(1)),
             ("fifo_violations", json!(2)),
             ("decisions", json!(3)),
             ("prestage_hits", json!(0)),
