@@ -189,9 +189,13 @@ impl<'a, const W: usize> SharedProducer<'a, W> {
             if ahead == 0 || ahead > u32::MAX / 2 {
                 return Ok(());
             }
-            let written = self.written.load(Ordering::Relaxed);
-            if ahead > written.wrapping_sub(known) {
-                return Err(CreditError { alleged: taken, written });
+            // The reader's word came by a way that orders nothing here, so a plain load may be behind it. Before somebody is
+            // blamed, the count is read as it stands.
+            if ahead > self.written.load(Ordering::Relaxed).wrapping_sub(known) {
+                let written = self.written.fetch_add(0, Ordering::SeqCst);
+                if ahead > written.wrapping_sub(known) {
+                    return Err(CreditError { alleged: taken, written });
+                }
             }
             match self.taken.compare_exchange_weak(known, taken, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
