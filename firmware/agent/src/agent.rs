@@ -52,8 +52,6 @@ pub enum AgentError {
     },
     /// The agent has its queue: credits name no ring, so there is one.
     QueueExists,
-    /// No queue was created.
-    NoQueue,
     /// The lines make no ring.
     Ring(RingError),
     /// Private memory of another size than the agent was built for.
@@ -81,7 +79,6 @@ impl fmt::Display for AgentError {
             }
             Self::GroupSize { members } => write!(f, "a group of {members} txns: it takes 1 to 255"),
             Self::QueueExists => f.write_str("the agent has a message queue already"),
-            Self::NoQueue => f.write_str("the agent has no message queue: create_queue comes first"),
             Self::Ring(error) => error.fmt(f),
             Self::Memory { entries, wanted } => {
                 write!(f, "private memory for {entries} tasks, not for {wanted}")
