@@ -6,6 +6,9 @@
 use crate::line::{Payload, field};
 use crate::version::{VERSION, Version};
 
+/// Incarnations are counted modulo 2^24, from 1 on; 0 is no agent.
+pub const INCARNATION_MASK: u64 = 0xff_ffff;
+
 /// What the host asks of the IPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -27,6 +30,7 @@ pub enum HostCommand {
 /// | 2 | version 32 |
 /// | 3 | features 56 |
 /// | 4 | policy 32 |
+/// | 5 | confirmed 24 (since 1.2) |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostControl {
     /// What is asked.
@@ -43,6 +47,9 @@ pub struct HostControl {
     pub features: u64,
     /// The policy asked for, by [`policy_id`].
     pub policy: u32,
+    /// The last incarnation that the host is content with: it has committed a decision of that agent, or owes it none.
+    /// 24 bits.
+    pub confirmed: u32,
 }
 
 /// A policy's number on the wire: the first four bytes of its name, little-endian.
@@ -68,7 +75,7 @@ impl HostControl {
             self.version.to_bits() as u64,
             self.features & crate::line::PAYLOAD_MASK,
             self.policy as u64,
-            0,
+            self.confirmed as u64 & INCARNATION_MASK,
             0,
             0,
         ]
@@ -91,6 +98,7 @@ impl HostControl {
             version: Version::from_bits(words[2] as u32),
             features: words[3] & crate::line::PAYLOAD_MASK,
             policy: words[4] as u32,
+            confirmed: (words[5] & INCARNATION_MASK) as u32,
         })
     }
 }
@@ -133,11 +141,13 @@ pub enum AgentState {
     RefusedPolicy = 6,
     /// The host's command is not one that this version knows.
     RefusedCommand = 7,
+    /// The agent ended so often that the supervisor starts it no more in this session (since 1.2).
+    GivenUp = 8,
 }
 
 impl AgentState {
     /// Every state, in the order of its number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Waiting,
         Self::Running,
         Self::Stopped,
@@ -146,6 +156,7 @@ impl AgentState {
         Self::RefusedCpus,
         Self::RefusedPolicy,
         Self::RefusedCommand,
+        Self::GivenUp,
     ];
 }
 
@@ -160,7 +171,7 @@ impl AgentState {
 /// | 3 | credits 32 |
 /// | 4 | resyncs 32 |
 /// | 5 | decisions 56 |
-/// | 6 | unknown 32 |
+/// | 6 | unknown 32, incarnation 24 (since 1.2) |
 /// | 7 | doorbells 56 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AgentControl {
@@ -188,6 +199,8 @@ pub struct AgentControl {
     pub unknown: u32,
     /// Doorbells rung.
     pub doorbells: u64,
+    /// Which agent of the enclave this is, counted since boot: another number is another agent. 24 bits.
+    pub incarnation: u32,
 }
 
 impl AgentControl {
@@ -205,6 +218,7 @@ impl AgentControl {
         decisions: 0,
         unknown: 0,
         doorbells: 0,
+        incarnation: 0,
     };
 
     /// The line's payload.
@@ -221,7 +235,7 @@ impl AgentControl {
             self.credits as u64,
             self.resyncs as u64,
             self.decisions & crate::line::PAYLOAD_MASK,
-            self.unknown as u64,
+            self.unknown as u64 | (self.incarnation as u64 & INCARNATION_MASK) << 32,
             self.doorbells & crate::line::PAYLOAD_MASK,
         ]
     }
@@ -242,6 +256,7 @@ impl AgentControl {
             decisions: words[5] & crate::line::PAYLOAD_MASK,
             unknown: words[6] as u32,
             doorbells: words[7] & crate::line::PAYLOAD_MASK,
+            incarnation: field(words[6], 32, 24) as u32,
         })
     }
 }
@@ -261,6 +276,7 @@ mod tests {
                 version: VERSION,
                 features: 5,
                 policy: policy_id("fifo"),
+                confirmed: 0xff_ffff,
             };
             assert_eq!(HostControl::from_payload(&line.to_payload()), Some(line));
         }
@@ -277,6 +293,7 @@ mod tests {
             version: VERSION,
             features: 0,
             policy: policy_id("fifo"),
+            confirmed: 0,
         };
         let admit = |host: HostControl| host.admit(VERSION, 8, &[policy_id("fifo")]);
         assert_eq!(admit(host), Ok(VERSION));
@@ -305,6 +322,7 @@ mod tests {
                 decisions: 1 << 40,
                 unknown: 2,
                 doorbells: 1 << 41,
+                incarnation: 0xff_fffe,
             };
             assert_eq!(AgentControl::from_payload(&line.to_payload()), Some(line));
         }

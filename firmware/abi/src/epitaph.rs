@@ -15,11 +15,30 @@
 //! | 320 | 4 | source line |
 //! | 324 | 60 | source file's last bytes, zero-filled |
 //! | 384 | 128 | message, UTF-8, zero-filled |
+//!
+//! Since 1.2 a core's region holds the last [`EPITAPHS_KEPT`] of them, the newest first, and each is followed by
+//!
+//! | offset | bytes | |
+//! | --- | --- | --- |
+//! | 512 | 4 | CRC-32C of all after |
+//! | 516 | 4 | incarnation |
+//! | 520 | 4 | image's CRC-32C |
+//! | 524 | 4 | number of the epitaph on this core, from 1 on |
+//! | 528 | 32 | agent's name, UTF-8, zero-filled |
+//! | 560 | 64 | payload of the last message that it is known to have taken; zero if none |
+//! | 624 | 16 | zero |
 
 use crate::crc::crc32c;
+use crate::line::{Payload, WORDS};
 
 /// Bytes in an epitaph.
 pub const EPITAPH_BYTES: usize = 512;
+/// Bytes of an epitaph with what 1.2 added.
+pub const RECORD_BYTES: usize = 640;
+/// Epitaphs that a core's region holds.
+pub const EPITAPHS_KEPT: usize = 8;
+/// Bytes of a core's region.
+pub const EPITAPHS_BYTES: usize = EPITAPHS_KEPT * RECORD_BYTES;
 /// "RIP." little-endian.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"RIP.");
 
@@ -37,6 +56,18 @@ pub enum Cause {
     Interrupt = 4,
     /// An allocation on a core that may not allocate, or out of the supervisor's heap.
     Allocation = 5,
+    /// It did not give its core back within the grace of a revocation (since 1.2, as all that follow).
+    Abort = 6,
+    /// The host waited too long for a decision that it owed.
+    Late = 7,
+    /// It rang far more often than it decided.
+    Flood = 8,
+    /// It broke the protocol: the host believes nothing of it.
+    Poison = 9,
+    /// It made a system call that there is not.
+    Call = 10,
+    /// It gave its core back unasked.
+    Exit = 11,
 }
 
 impl Cause {
@@ -49,7 +80,32 @@ impl Cause {
             Self::SystemError => "system_error",
             Self::Interrupt => "interrupt",
             Self::Allocation => "allocation",
+            Self::Abort => "abort",
+            Self::Late => "late",
+            Self::Flood => "flood",
+            Self::Poison => "poison",
+            Self::Call => "system_call",
+            Self::Exit => "exit",
         }
+    }
+
+    /// From the wire.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        Some(match bits {
+            1 => Self::Panic,
+            2 => Self::Synchronous,
+            3 => Self::SystemError,
+            4 => Self::Interrupt,
+            5 => Self::Allocation,
+            6 => Self::Abort,
+            7 => Self::Late,
+            8 => Self::Flood,
+            9 => Self::Poison,
+            10 => Self::Call,
+            11 => Self::Exit,
+            _ => return None,
+        })
     }
 }
 
@@ -134,14 +190,7 @@ impl Epitaph {
         if u32_at(0) != MAGIC || u32_at(4) != crc32c(&bytes[8..]) {
             return None;
         }
-        let cause = match bytes[8] {
-            1 => Cause::Panic,
-            2 => Cause::Synchronous,
-            3 => Cause::SystemError,
-            4 => Cause::Interrupt,
-            5 => Cause::Allocation,
-            _ => return None,
-        };
+        let cause = Cause::from_bits(bytes[8])?;
         let mut epitaph = Self::new(cause, bytes[9]);
         epitaph.session = u32_at(12);
         [epitaph.messages, epitaph.time_ns] = [u64_at(16), u64_at(24)];
@@ -181,7 +230,79 @@ impl Epitaph {
     }
 }
 
-fn printable(bytes: &[u8]) -> &str {
+/// An epitaph with what 1.2 added: which agent it was, and what it heard last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpitaphRecord {
+    /// Who ended and why.
+    pub epitaph: Epitaph,
+    /// Which agent of its enclave; 0 for the runtime itself.
+    pub incarnation: u32,
+    /// Its image, by its CRC-32C.
+    pub image_crc: u32,
+    /// The how manyth epitaph of its core this is, from 1 on.
+    pub number: u32,
+    /// The agent's name, zero-filled.
+    pub name: [u8; crate::image::NAME_BYTES],
+    /// The last message that it is known to have taken.
+    pub last_message: Option<Payload>,
+}
+
+impl EpitaphRecord {
+    /// The record as it lies in the window.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; RECORD_BYTES] {
+        let mut out = [0; RECORD_BYTES];
+        out[..EPITAPH_BYTES].copy_from_slice(&self.epitaph.to_bytes());
+        out[516..520].copy_from_slice(&self.incarnation.to_le_bytes());
+        out[520..524].copy_from_slice(&self.image_crc.to_le_bytes());
+        out[524..528].copy_from_slice(&self.number.to_le_bytes());
+        out[528..560].copy_from_slice(&self.name);
+        let words = self.last_message.unwrap_or([0; WORDS]);
+        for (word, bytes) in words.iter().zip(out[560..624].chunks_exact_mut(8)) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let crc = crc32c(&out[516..]);
+        out[512..516].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads a record; none where no whole one lies.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; RECORD_BYTES] = bytes.get(..RECORD_BYTES)?.try_into().ok()?;
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if u32_at(512) != crc32c(&bytes[516..]) {
+            return None;
+        }
+        let epitaph = Epitaph::from_bytes(bytes)?;
+        let mut name = [0; crate::image::NAME_BYTES];
+        name.copy_from_slice(&bytes[528..560]);
+        let words: Payload =
+            core::array::from_fn(|i| u64::from(u32_at(560 + 8 * i)) | u64::from(u32_at(564 + 8 * i)) << 32);
+        Some(Self {
+            epitaph,
+            incarnation: u32_at(516),
+            image_crc: u32_at(520),
+            number: u32_at(524),
+            name,
+            last_message: (words != [0; WORDS]).then_some(words),
+        })
+    }
+
+    /// All whole records of a core's region, the newest first.
+    pub fn all(region: &[u8]) -> impl Iterator<Item = Self> + '_ {
+        region.chunks_exact(RECORD_BYTES).map_while(Self::from_bytes)
+    }
+
+    /// The agent's name, as far as it is text; empty for the runtime itself.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        printable(&self.name)
+    }
+}
+
+/// The text in a zero-filled field, as far as it is one.
+pub(crate) fn printable(bytes: &[u8]) -> &str {
     let bytes = bytes.split(|&b| b == 0).next().unwrap_or(bytes);
     match core::str::from_utf8(bytes) {
         Ok(text) => text,
@@ -210,6 +331,42 @@ mod tests {
         let epitaph = example();
         assert_eq!(Epitaph::from_bytes(&epitaph.to_bytes()), Some(epitaph));
         assert_eq!((epitaph.file(), epitaph.text()), ("firmware/runtime/src/main.rs", "index out of bounds"));
+    }
+
+    #[test]
+    fn a_region_of_records_is_read_newest_first_and_up_to_the_first_damage() {
+        let record = |number| EpitaphRecord {
+            epitaph: example(),
+            incarnation: 7,
+            image_crc: 0xdead_beef,
+            number,
+            name: *b"fifo\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            last_message: Some([1, 2, 3, 4, 5, 6, 7, 8]),
+        };
+        let mut region = [0; EPITAPHS_BYTES];
+        assert_eq!(EpitaphRecord::all(&region).count(), 0);
+        for (place, number) in region.chunks_exact_mut(RECORD_BYTES).zip([3, 2, 1]) {
+            place.copy_from_slice(&record(number).to_bytes());
+        }
+        assert!(EpitaphRecord::all(&region).eq([record(3), record(2), record(1)]));
+        assert_eq!(record(3).name(), "fifo");
+        // A host of 1.1 finds the newest where it always was.
+        assert_eq!(Epitaph::from_bytes(&region), Some(example()));
+        for at in [0, 100, 511, 512, 530, 600, 639] {
+            let mut damaged = region;
+            damaged[RECORD_BYTES + at] ^= 1;
+            assert_eq!(EpitaphRecord::all(&damaged).count(), 1, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn every_cause_has_its_number() {
+        for bits in 0..=255 {
+            assert!(
+                Cause::from_bits(bits).is_none_or(|cause| cause as u8 == bits && !cause.name().is_empty())
+            );
+        }
+        assert_eq!(Cause::from_bits(11), Some(Cause::Exit));
     }
 
     #[test]

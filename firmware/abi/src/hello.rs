@@ -13,7 +13,8 @@
 //! | 38 | 1 | link type |
 //! | 39 | 1 | zero |
 //! | 40 | 4 | tasks: task numbers are below this |
-//! | 44 | 20 | zero |
+//! | 44 | 2 | number of further regions, listed after the others: those of kinds that 1.1 does not know (since 1.2) |
+//! | 46 | 18 | zero |
 //! | 64 | 24 each | regions: kind 2, index 2, zero 4, offset 8, bytes 8 |
 //! | 4092 | 4 | CRC-32C of all before |
 
@@ -22,6 +23,7 @@ use core::fmt;
 use crate::CPUS_MAX;
 use crate::crc::crc32c;
 use crate::line::LINE_BYTES;
+use crate::supervisor::SUPERVISOR_LINES;
 use crate::version::{VERSION, Version, VersionError};
 
 /// Bytes in the page.
@@ -77,6 +79,12 @@ pub enum RegionKind {
     Dma = 7,
     /// Bytes that DMA may move (index: the channel).
     Buffer = 8,
+    /// The line by which agents are managed (since 1.2). Host: write-combining.
+    Manager = 9,
+    /// The supervisor's lines: its answers, its books, its bindings (since 1.2). Host: uncached.
+    Supervisor = 10,
+    /// Where the host lays an agent's image (since 1.2). Host: write-combining.
+    Image = 11,
 }
 
 impl RegionKind {
@@ -92,8 +100,17 @@ impl RegionKind {
             6 => Self::Epitaph,
             7 => Self::Dma,
             8 => Self::Buffer,
+            9 => Self::Manager,
+            10 => Self::Supervisor,
+            11 => Self::Image,
             _ => return None,
         })
+    }
+
+    /// Whether a host of 1.1 knows the kind. The others are listed apart, so that it need not.
+    #[must_use]
+    const fn is_old(self) -> bool {
+        (self as u16) < Self::Manager as u16
     }
 
     /// Those that a host cannot do without.
@@ -307,10 +324,14 @@ impl Hello {
         page[24..32].copy_from_slice(&self.window_bytes.to_le_bytes());
         page[32..34].copy_from_slice(&self.cpus.to_le_bytes());
         page[34..36].copy_from_slice(&self.cores.to_le_bytes());
-        page[36..38].copy_from_slice(&(self.count as u16).to_le_bytes());
+        let old = self.regions().filter(|region| region.kind.is_old()).count();
+        page[36..38].copy_from_slice(&(old as u16).to_le_bytes());
+        page[44..46].copy_from_slice(&((self.count - old) as u16).to_le_bytes());
         page[38] = self.link as u8;
         page[40..44].copy_from_slice(&self.tasks.to_le_bytes());
-        for (region, bytes) in self.regions().zip(page[REGIONS_AT..].chunks_exact_mut(REGION_BYTES)) {
+        let listed = self.regions().filter(|region| region.kind.is_old());
+        let listed = listed.chain(self.regions().filter(|region| !region.kind.is_old()));
+        for (region, bytes) in listed.zip(page[REGIONS_AT..].chunks_exact_mut(REGION_BYTES)) {
             bytes[0..2].copy_from_slice(&(region.kind as u16).to_le_bytes());
             bytes[2..4].copy_from_slice(&region.index.to_le_bytes());
             bytes[8..16].copy_from_slice(&region.offset.to_le_bytes());
@@ -354,7 +375,7 @@ impl Hello {
             link,
         );
         hello.version = version;
-        let count = u16_at(page, 36);
+        let count = u16_at(page, 36).saturating_add(u16_at(page, 44));
         if usize::from(count) > REGIONS_MAX {
             return Err(HelloError::RegionCount { count });
         }
@@ -393,13 +414,16 @@ impl Hello {
             }
             let line = LINE_BYTES as u64;
             let fits = match region.kind {
-                RegionKind::HostControl | RegionKind::AgentControl => region.bytes >= line,
+                RegionKind::HostControl | RegionKind::AgentControl | RegionKind::Manager => {
+                    region.bytes >= line
+                }
+                RegionKind::Supervisor => region.bytes >= SUPERVISOR_LINES as u64 * line,
                 RegionKind::Messages => region.bytes >= 2 * line && region.bytes.is_power_of_two(),
                 RegionKind::Slots => region.bytes >= u64::from(self.cpus) * line,
                 RegionKind::Log => region.bytes > crate::logring::HEADER_BYTES as u64,
                 RegionKind::Epitaph => region.bytes >= crate::epitaph::EPITAPH_BYTES as u64,
                 RegionKind::Dma => region.bytes >= REGION_ALIGN,
-                RegionKind::Buffer => true,
+                RegionKind::Buffer | RegionKind::Image => true,
             };
             if !fits {
                 return Err(HelloError::RegionSize(region));
@@ -485,7 +509,8 @@ mod tests {
     fn a_forged_page_is_refused_for_what_it_says() {
         let region = |place: usize| REGIONS_AT + place * REGION_BYTES;
         assert!(matches!(forged(|p| p[38] = 9), Err(HelloError::Link { link: 9 })));
-        assert!(matches!(forged(|p| p[36] = 65), Err(HelloError::RegionCount { count: 65 })));
+        assert!(matches!(forged(|p| p[36] = 65), Err(HelloError::RegionCount { count: 68 })));
+        assert!(matches!(forged(|p| p[45] = 0xff), Err(HelloError::RegionCount { .. })));
         assert!(matches!(forged(|p| p[32..34].fill(0)), Err(HelloError::Cpus { cpus: 0 })));
         assert!(matches!(forged(|p| p[33] = 0xff), Err(HelloError::Cpus { .. })));
         assert!(matches!(forged(|p| p[region(1)] = 99), Err(HelloError::RegionKind { place: 1, kind: 99 })));
@@ -507,10 +532,21 @@ mod tests {
         assert!(matches!(forged(|p| p[8] = 9), Err(HelloError::Version(_))));
     }
 
+    /// A host of 1.1 reads the first list only, and finds every region that it knows there.
+    #[test]
+    fn kinds_of_1_2_are_listed_apart() {
+        let page = page();
+        let kinds = u16_at(&page, 36);
+        let old = (0..kinds).map(|place| u16_at(&page, REGIONS_AT + usize::from(place) * REGION_BYTES));
+        assert!(old.clone().all(|kind| kind < RegionKind::Manager as u16) && old.count() > 8);
+        assert_eq!(u16_at(&page, 44), 3);
+    }
+
     #[test]
     fn a_page_one_minor_away_is_read_and_another_major_is_not() {
-        assert_eq!(forged(|p| p[8] = 0).unwrap().version.minor, 0);
-        assert_eq!(forged(|p| p[8] = 2).unwrap().version.minor, 2);
+        for minor in [VERSION.minor - 1, VERSION.minor + 1] {
+            assert_eq!(forged(|p| p[8] = minor as u8).unwrap().version.minor, minor);
+        }
         assert!(matches!(forged(|p| p[10] = 2), Err(HelloError::Version(_))));
     }
 

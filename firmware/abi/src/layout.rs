@@ -3,13 +3,18 @@
 use core::fmt;
 
 use crate::CPUS_MAX;
-use crate::epitaph::EPITAPH_BYTES;
+use crate::epitaph::EPITAPHS_BYTES;
 use crate::hello::{HELLO_BYTES, Hello, HelloError, Link, REGION_ALIGN, Region, RegionKind};
+use crate::image::IMAGE_BYTES_MAX;
 use crate::line::LINE_BYTES;
 use crate::logring::HEADER_BYTES;
+use crate::supervisor::SUPERVISOR_LINES;
 
 /// Tasks that an agent holds in the usual layout.
 pub const TASKS_USUAL: u32 = 1 << 15;
+
+/// Bytes that DMA may move, in the usual layout.
+pub const BUFFER_BYTES: u64 = 1 << 20;
 
 /// What a window is laid out for. All is the firmware's choice: the host reads the hello page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +23,10 @@ pub struct Layout {
     pub window_bytes: u64,
     /// Decision slots, 1 to [`CPUS_MAX`].
     pub cpus: u16,
-    /// Cores of the IPU: a log ring and an epitaph each.
+    /// Cores of the IPU.
     pub cores: u16,
+    /// Which of them have their log ring and their epitaphs in this window, a bit each.
+    pub logged: u32,
     /// Tasks that an agent can hold.
     pub tasks: u32,
     /// Lines in the message ring, a power of two.
@@ -59,6 +66,7 @@ impl Layout {
             window_bytes,
             cpus: CPUS_MAX,
             cores,
+            logged: u32::MAX,
             tasks: TASKS_USUAL,
             message_lines: 4096,
             log_bytes: (64 << 10) + HEADER_BYTES as u32,
@@ -85,11 +93,14 @@ impl Layout {
         push(RegionKind::AgentControl, 0, line)?;
         push(RegionKind::Slots, 0, u64::from(self.cpus) * line)?;
         push(RegionKind::Messages, 0, u64::from(self.message_lines) * line)?;
-        for core in 0..self.cores {
+        for core in (0..self.cores).filter(|&core| core < 32 && self.logged >> core & 1 == 1) {
             push(RegionKind::Log, core, u64::from(self.log_bytes))?;
-            push(RegionKind::Epitaph, core, EPITAPH_BYTES as u64)?;
+            push(RegionKind::Epitaph, core, EPITAPHS_BYTES as u64)?;
         }
-        push(RegionKind::Buffer, 0, 1 << 20)?;
+        push(RegionKind::Buffer, 0, BUFFER_BYTES)?;
+        push(RegionKind::Manager, 0, line)?;
+        push(RegionKind::Supervisor, 0, SUPERVISOR_LINES as u64 * line)?;
+        push(RegionKind::Image, 0, IMAGE_BYTES_MAX as u64)?;
         hello.check(self.window_bytes).map_err(LayoutError::Hello)?;
         Ok(hello)
     }
@@ -122,6 +133,8 @@ mod tests {
         );
         let many = Layout::usual(64 << 20, 64).hello(1, 0, Link::Pcie);
         assert_eq!(many, Err(LayoutError::Cores { cores: 64 }));
+        let one = Layout { logged: 1 << 5, ..Layout::usual(16 << 20, 16) }.hello(1, 0, Link::Pcie).unwrap();
+        assert!(one.region(RegionKind::Log, 5).is_some() && one.region(RegionKind::Log, 4).is_none());
         let none = Layout { cpus: 0, ..Layout::usual(16 << 20, 4) }.hello(1, 0, Link::Pcie);
         assert_eq!(none, Err(LayoutError::Hello(HelloError::Cpus { cpus: 0 })));
     }

@@ -10,22 +10,28 @@
 pub mod control;
 pub mod crc;
 pub mod epitaph;
+pub mod grant;
 pub mod hello;
+pub mod image;
 pub mod layout;
 pub mod line;
 pub mod logring;
 pub mod message;
 pub mod outcome;
+pub mod supervisor;
 pub mod txn;
 pub mod version;
 
 pub use control::{AgentControl, AgentState, HostCommand, HostControl};
-pub use epitaph::{Cause, Epitaph};
+pub use epitaph::{Cause, Epitaph, EpitaphRecord};
+pub use grant::Grant;
 pub use hello::{Hello, HelloError, Region, RegionKind};
+pub use image::{ImageError, ImageHeader};
 pub use layout::{Layout, LayoutError};
 pub use line::{LINE_BYTES, Payload, Tag, WORDS};
 pub use message::{Message, MessageKind, TaskFlags};
 pub use outcome::Outcome;
+pub use supervisor::{Books, Manage, ManagerLine, Reply, ReplyLine};
 pub use txn::{Operation, Txn, TxnFlags};
 pub use version::{VERSION, Version, VersionError};
 

@@ -11,8 +11,9 @@ pub struct Version {
     pub minor: u16,
 }
 
-/// The version these files describe. 1.1 added the decision number ([`crate::Txn::order`]) to 1.0.
-pub const VERSION: Version = Version { major: 1, minor: 1 };
+/// The version these files describe. 1.1 added the decision number ([`crate::Txn::order`]) to 1.0; 1.2 added agents that
+/// come and go within a session: incarnations, the manager's and the supervisor's lines, more than one epitaph.
+pub const VERSION: Version = Version { major: 1, minor: 2 };
 
 impl Version {
     /// The version that two sides speak together: the older minor of the two.
