@@ -9,7 +9,7 @@
 //! | 4 | credits 32 | zero 24 | | | |
 //! | 5 | slice_ns 56 | | | | |
 //! | 6 | order 32 (since 1.1) | zero 24 | | | |
-//! | 7 | cpu_stamp 32 | zero 24 | | | |
+//! | 7 | cpu_stamp 32 | incarnation 24 (since 1.2) | | | |
 
 use crate::line::{PAYLOAD_MASK, Payload, Tag, field};
 use crate::message::TASK_NONE;
@@ -115,6 +115,9 @@ pub struct Txn {
     pub order: u32,
     /// The CPU's stamp that the decision rests on (CHECK_CPU).
     pub cpu_stamp: u32,
+    /// Which agent of the enclave decided, 24 bits; zero from a 1.1 agent. What an agent that has ended left in a slot is
+    /// told by it.
+    pub incarnation: u32,
 }
 
 impl Txn {
@@ -135,6 +138,7 @@ impl Txn {
             slice_ns: 0,
             order: 0,
             cpu_stamp: 0,
+            incarnation: 0,
         }
     }
 
@@ -168,7 +172,7 @@ impl Txn {
             self.credits as u64,
             self.slice_ns & PAYLOAD_MASK,
             self.order as u64,
-            self.cpu_stamp as u64,
+            self.cpu_stamp as u64 | ((self.incarnation & 0xff_ffff) as u64) << 32,
         ]
     }
 
@@ -190,6 +194,7 @@ impl Txn {
             slice_ns: words[5] & PAYLOAD_MASK,
             order: words[6] as u32,
             cpu_stamp: words[7] as u32,
+            incarnation: field(words[7], 32, 24) as u32,
         }
     }
 }
@@ -213,6 +218,7 @@ mod tests {
             slice_ns: PAYLOAD_MASK,
             order: u32::MAX,
             cpu_stamp: u32::MAX,
+            incarnation: 0xff_ffff,
         };
         assert_eq!(Txn::from_payload(&all.to_payload()), all);
         let one = Txn::run(0x1234, 0x89ab_cdef, 0x0102_0304);
@@ -220,7 +226,7 @@ mod tests {
             one,
             Txn { flags: TxnFlags::PREEMPT.with(TxnFlags::CHECK_CPU), ..one },
             Txn { group_size: 3, group: 77, ..one },
-            Txn { id: 9, credits: 10, slice_ns: 30_000, order: 11, cpu_stamp: 12, ..one },
+            Txn { id: 9, credits: 10, slice_ns: 30_000, order: 11, cpu_stamp: 12, incarnation: 13, ..one },
         ] {
             assert_eq!(Txn::from_payload(&change.to_payload()), change);
         }

@@ -1,12 +1,12 @@
 //! An agent's end of the wire.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use heapless::Vec;
 use neap_abi::message::UnknownMessage;
 use neap_abi::txn::CREDIT_WORD;
-use neap_abi::{AgentControl, AgentState, CPUS_MAX, Message, Outcome, Txn, TxnFlags, Version};
+use neap_abi::{AgentControl, AgentState, CPUS_MAX, Message, MessageKind, Outcome, Txn, TxnFlags, Version};
 use neap_queue::{Consumer, Line, RingError, SlotWriter};
 
 use crate::{Decide, Doorbell};
@@ -19,7 +19,7 @@ pub struct Bindings<'w, D> {
     /// The agent's own control line.
     pub control: &'w Line,
     /// Not zero when the supervisor wants the core back (visible revocation).
-    pub revoke: &'w AtomicU32,
+    pub revoke: &'w AtomicU64,
     /// Rings this enclave's CPUs.
     pub doorbell: D,
     /// The IPU core that the agent owns.
@@ -30,6 +30,12 @@ pub struct Bindings<'w, D> {
     pub session: u32,
     /// The version that host and IPU speak.
     pub version: Version,
+    /// Which agent of its enclave this is.
+    pub incarnation: u32,
+    /// Lines of the ring that earlier agents of the session have taken, modulo 2^32.
+    pub taken: u32,
+    /// Resyncs that agents of the session have asked for, the one that this agent starts with included.
+    pub resyncs: u32,
 }
 
 /// Why the libOS did not do what it was asked.
@@ -93,6 +99,17 @@ impl fmt::Display for AgentError {
 
 impl core::error::Error for AgentError {}
 
+/// What [`Agent::pass_over`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// No line has come.
+    Nothing,
+    /// A line, which is passed over.
+    Line,
+    /// A resync begins; its first line is not taken yet.
+    Resync,
+}
+
 /// What the libOS knows of one decision slot.
 #[derive(Clone, Copy, Debug)]
 struct Slot<'w> {
@@ -115,8 +132,8 @@ pub struct Agent<'w, D, X = ()> {
     control: SlotWriter,
     /// Decisions made.
     order: u32,
-    /// All ones where both sides know decision numbers (1.1), else zero.
-    order_mask: u32,
+    /// Ours, for the host to tell our txns from those of agents before us; zero where it is of 1.1.
+    incarnation: u32,
     group: u32,
     doorbells: u32,
     unknown: u32,
@@ -132,28 +149,30 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
         let cpus = bindings.slots.len();
         let mut slots = Vec::new();
         for line in bindings.slots {
-            let slot = Slot { line, writer: SlotWriter::default(), taken: 0 };
+            // What an agent before us left there: our numbers go on after its, so that none is taken for another.
+            let left = line.read_any().map_or(0, |(payload, _)| Txn::from_payload(&payload).id);
+            let slot = Slot { line, writer: SlotWriter::resume(left), taken: left };
             slots.push(slot).map_err(|_| AgentError::TooManyCpus { cpus })?;
         }
         let control = SlotWriter::after(bindings.control);
-        let version = bindings.version;
+        let knows_incarnations = bindings.version >= Version { major: 1, minor: 2 };
         Ok(Self {
             extension,
-            bindings,
             queue: None,
-            taken: 0,
+            taken: bindings.taken,
             slots,
             control,
             order: 0,
-            order_mask: if version >= (Version { major: 1, minor: 1 }) { u32::MAX } else { 0 },
+            incarnation: if knows_incarnations { bindings.incarnation } else { 0 },
             group: 0,
             doorbells: 0,
             unknown: 0,
-            resyncs: 0,
+            resyncs: bindings.resyncs,
+            bindings,
         })
     }
 
-    /// Makes the message queue over `lines`, fresh and zeroed (`CREATE_QUEUE`).
+    /// Makes the message queue over `lines`, fresh and zeroed but for what earlier agents have taken (`CREATE_QUEUE`).
     ///
     /// # Errors
     /// Lines that make no ring; a second queue.
@@ -161,7 +180,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
         if self.queue.is_some() {
             return Err(AgentError::QueueExists);
         }
-        self.queue = Some(Consumer::new(lines).map_err(AgentError::Ring)?);
+        self.queue = Some(Consumer::resume(lines, self.taken).map_err(AgentError::Ring)?);
         Ok(())
     }
 
@@ -193,6 +212,21 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     #[must_use]
     pub fn has_message(&self) -> bool {
         self.queue.as_ref().is_some_and(Consumer::ready)
+    }
+
+    /// Takes and passes over what was meant for the agent before this one: all up to the next resync's beginning.
+    pub(crate) fn pass_over(&mut self) -> Passed {
+        let Some(next) = self.queue.as_ref().and_then(Consumer::peek) else { return Passed::Nothing };
+        if Message::from_payload(&next).is_ok_and(|message| message.kind == MessageKind::ResyncBegin) {
+            return Passed::Resync;
+        }
+        // Its verdicts are on txns that are not ours: only the line counts.
+        if let Some(queue) = &mut self.queue
+            && queue.poll().is_some()
+        {
+            self.taken = queue.taken();
+        }
+        Passed::Line
     }
 
     #[cold]
@@ -237,6 +271,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             decisions: u64::from(self.order),
             unknown: self.unknown,
             doorbells: u64::from(self.doorbells),
+            incarnation: self.bindings.incarnation,
         };
         // Word 3, the credits, last: the lines taken are done with.
         self.control.write(self.bindings.control, &line.to_payload(), 3);
@@ -252,7 +287,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             return Err(AgentError::SlotBusy { cpu });
         }
         self.order = self.order.wrapping_add(1);
-        let txn = Txn { id, credits, order: self.order & self.order_mask, ..*txn };
+        let txn = Txn { id, credits, order: self.order, incarnation: self.incarnation, ..*txn };
         slot.writer.write(slot.line, &txn.to_payload(), CREDIT_WORD);
         Ok(id)
     }

@@ -4,6 +4,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use neap_abi::AgentState;
 
+use crate::agent::Passed;
 use crate::{Agent, Doorbell, Idle, Policy};
 
 /// Messages after which an agent that is never idle reports its credits and looks whether it is revoked.
@@ -17,6 +18,9 @@ pub enum Exit {
 }
 
 /// Polls, decides, and when nothing comes is idle, until the supervisor wants the core back.
+///
+/// What comes before the first resync was meant for an agent before this one, or for nobody, and is passed over: every
+/// agent learns the state in one way.
 #[inline(always)]
 pub fn run<D: Doorbell, X>(
     agent: &mut Agent<'_, D, X>,
@@ -24,6 +28,9 @@ pub fn run<D: Doorbell, X>(
     idle: &mut impl Idle,
 ) -> Exit {
     agent.report(AgentState::Running, false);
+    if let Some(exit) = await_state(agent, idle) {
+        return exit;
+    }
     let mut empty_polls = 0u32;
     let mut busy = 0u32;
     loop {
@@ -51,6 +58,34 @@ pub fn run<D: Doorbell, X>(
         if agent.revoked() {
             agent.report(AgentState::Stopped, false);
             return Exit::Revoked;
+        }
+    }
+}
+
+/// Waits for the first resync to begin; what to do instead if the core is wanted back before.
+#[cold]
+fn await_state<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle) -> Option<Exit> {
+    let mut empty_polls = 0u32;
+    loop {
+        match agent.pass_over() {
+            Passed::Resync => return None,
+            Passed::Line if !agent.taken().is_multiple_of(BUSY_MESSAGES) => {
+                empty_polls = 0;
+                continue;
+            }
+            // So that a host whose ring is full learns of its room.
+            Passed::Line => agent.report(AgentState::Running, false),
+            Passed::Nothing => {
+                if empty_polls == 0 {
+                    agent.report(AgentState::Running, false);
+                }
+                empty_polls = empty_polls.saturating_add(1);
+                rest(agent, idle, empty_polls);
+            }
+        }
+        if agent.revoked() {
+            agent.report(AgentState::Stopped, false);
+            return Some(Exit::Revoked);
         }
     }
 }

@@ -48,8 +48,8 @@ pub struct Fifo<'m, const N: usize = TASKS> {
     waiting: CpuSet,
     /// CPUs that are busy and have nothing in their slot.
     hungry: CpuSet,
-    /// Tasks in the queue above which one is prestaged: as many as there are CPUs, so that a task bound to one CPU
-    /// early does not leave another idle.
+    /// Tasks in the queue above which one is prestaged: as many as there are CPUs of the enclave by its last resync, so
+    /// that a task bound to one CPU early does not leave another idle.
     depth: u32,
 }
 
@@ -277,6 +277,8 @@ impl<'m, const N: usize> Fifo<'m, N> {
     /// Every CPU that waits gets a decision, as far as tasks go.
     #[cold]
     fn end_resync(&mut self, decide: &mut impl Decide) {
+        let ours = self.cpus.iter().filter(|cpu| cpu.standing != AWAY).count();
+        self.depth = ours as u32;
         for cpu in 0..self.count {
             self.serves(cpu, decide);
             self.settle(cpu);

@@ -232,8 +232,16 @@ impl<'a, const W: usize> Consumer<'a, W> {
     /// # Errors
     /// A number of lines that is no power of two, or out of bounds.
     pub fn new(lines: &'a [Line<W>]) -> Result<Self, RingError> {
-        checked(lines)?;
-        Ok(Self { lines, taken: 0, tag: Tag::FIRST })
+        Self::resume(lines, 0)
+    }
+
+    /// The reading end of a ring of which an earlier reader has taken `taken` lines, modulo 2^32.
+    ///
+    /// # Errors
+    /// As [`Consumer::new`].
+    pub fn resume(lines: &'a [Line<W>], taken: u32) -> Result<Self, RingError> {
+        let count = checked(lines)?;
+        Ok(Self { lines, taken, tag: tag_of(taken, count.trailing_zeros()) })
     }
 
     /// The next line, if all of it has landed. It is free for the writer once [`Consumer::taken`] has been published
@@ -250,11 +258,17 @@ impl<'a, const W: usize> Consumer<'a, W> {
         Some(payload)
     }
 
+    /// The next line, if it has landed, without taking it.
+    #[must_use]
+    pub fn peek(&self) -> Option<[u64; W]> {
+        let place = self.taken as usize & (self.lines.len() - 1);
+        self.lines.get(place)?.read(self.tag)
+    }
+
     /// Whether the next line has landed, without taking it.
     #[must_use]
     pub fn ready(&self) -> bool {
-        let place = self.taken as usize & (self.lines.len() - 1);
-        self.lines.get(place).is_some_and(|line| line.read(self.tag).is_some())
+        self.peek().is_some()
     }
 
     /// Lines taken in all, modulo 2^32: the credits.
@@ -397,6 +411,31 @@ mod tests {
             let mut consumer = Consumer::new(&lines).unwrap();
             let taken = core::iter::from_fn(|| consumer.poll()).count();
             prop_assert!(taken <= 4 * 255);
+        }
+    }
+
+    /// Whoever takes over reads on where the one before had stopped, wherever that was, also where numbers come round.
+    #[test]
+    fn a_reader_that_takes_over_reads_on() {
+        for start in [0u32, 1, 7, 8, 9, 2031, 2032, 4_000_000, u32::MAX - 9] {
+            let lines = ring::<8>();
+            let producer = SharedProducer {
+                lines: &lines,
+                written: AtomicU32::new(start),
+                taken: AtomicU32::new(start),
+            };
+            let mut first = Consumer::resume(&lines, start).unwrap();
+            for of in 0..3 {
+                producer.push(&line(of)).unwrap();
+            }
+            assert_eq!(first.poll(), Some(line(0)));
+            assert_eq!(first.peek(), Some(line(1)));
+            let mut second = Consumer::resume(&lines, first.taken()).unwrap();
+            for of in 1..30 {
+                assert_eq!(second.poll(), Some(line(of)), "from {start}");
+                producer.credit(second.taken()).unwrap();
+                producer.push(&line(of + 2)).unwrap();
+            }
         }
     }
 

@@ -30,6 +30,13 @@ impl SlotWriter {
         Self { number: line.read_any().map_or(0, |(_, tag)| u32::from(tag.byte() & 0x7f)) }
     }
 
+    /// A writer that goes on after line `number`.
+    #[must_use]
+    #[inline(always)]
+    pub const fn resume(number: u32) -> Self {
+        Self { number }
+    }
+
     /// Lines that may be written before the reader is heard of.
     pub const OUTSTANDING_MAX: u32 = 126;
 

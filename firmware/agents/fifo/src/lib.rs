@@ -46,7 +46,7 @@ fn decision_loop<D: Doorbell, I: Idle>(
 mod tests {
     use super::*;
     use core::cell::{Cell, RefCell};
-    use core::sync::atomic::{AtomicU32, Ordering};
+    use core::sync::atomic::{AtomicU64, Ordering};
     use neap_abi::{
         AgentControl, AgentState, Message, MessageKind, Outcome, Payload, TaskFlags, Txn, TxnFlags, VERSION,
     };
@@ -79,7 +79,7 @@ mod tests {
     fn run(mut host: impl FnMut(&SharedProducer<'_>, &[Line], &[u16], &Line) -> bool) {
         let (messages, slots, control) = (lines(8), lines(4), Line::default());
         let rung = RefCell::new(Vec::new());
-        let revoke = AtomicU32::new(0);
+        let revoke = AtomicU64::new(0);
         let producer = SharedProducer::new(&messages).unwrap();
         let bindings = Bindings {
             slots: &slots,
@@ -90,6 +90,9 @@ mod tests {
             wake: (3, 4),
             session: 9,
             version: VERSION,
+            incarnation: 5,
+            taken: 0,
+            resyncs: 0,
         };
         let mut memory = vec![Task::default(); TASKS];
         let mut idle = Script(|| {
@@ -136,7 +139,7 @@ mod tests {
                     assert_eq!(rung, [2]);
                     let txn = Txn::from_payload(&reader.take(&slots[2]).unwrap().payload);
                     assert_eq!((txn.task, txn.stamp, txn.cpu, txn.id), (5, 3, 2, 1));
-                    assert_eq!((txn.flags, txn.order, txn.credits), (TxnFlags(0), 1, 7));
+                    assert_eq!((txn.flags, txn.order, txn.credits, txn.incarnation), (TxnFlags(0), 1, 7, 5));
                     false
                 }
             }
@@ -151,6 +154,9 @@ mod tests {
                 AgentControl::from_payload(&SlotReader::default().take(control).unwrap().payload).unwrap();
             match step.replace(step.get() + 1) {
                 0 => {
+                    push(host, Message::new(MessageKind::TaskNew, 0));
+                    push(host, Message::new(MessageKind::ResyncBegin, 0));
+                    push(host, Message::new(MessageKind::ResyncEnd, 0));
                     let mut unknown: Payload = Message::new(MessageKind::Nop, 0).to_payload();
                     unknown[0] |= 200;
                     host.push(&unknown).unwrap();
@@ -159,7 +165,37 @@ mod tests {
                     true
                 }
                 _ => {
-                    assert_eq!((state.unknown, state.resyncs, state.credits), (2, 2, 3));
+                    assert_eq!((state.unknown, state.resyncs, state.credits), (2, 2, 6));
+                    false
+                }
+            }
+        });
+    }
+
+    /// An agent that takes over decides nothing on what was meant for the one before it.
+    #[test]
+    fn what_comes_before_the_first_resync_is_passed_over() {
+        let step = Cell::new(0);
+        run(|host, _, rung, control| {
+            let state =
+                AgentControl::from_payload(&SlotReader::default().take(control).unwrap().payload).unwrap();
+            assert!(rung.is_empty() && state.decisions == 0);
+            match step.replace(step.get() + 1) {
+                0 => {
+                    let idle = TaskFlags::CPU_IDLE;
+                    push(host, Message { flags: idle, ..Message::new(MessageKind::TxnOutcome, 1) });
+                    let flags = TaskFlags::RUNNABLE;
+                    push(host, Message { task: 5, stamp: 3, flags, ..Message::new(MessageKind::TaskNew, 2) });
+                    true
+                }
+                1 => {
+                    assert_eq!(state.credits, 2);
+                    push(host, Message::new(MessageKind::ResyncBegin, 0));
+                    push(host, Message::new(MessageKind::ResyncEnd, 0));
+                    true
+                }
+                _ => {
+                    assert_eq!(state.credits, 4);
                     false
                 }
             }
@@ -169,7 +205,7 @@ mod tests {
     #[test]
     fn bindings_that_make_no_agent_are_refused() {
         let (messages, slots, control) = (lines(3), lines(257), Line::default());
-        let (rung, revoke) = (RefCell::new(Vec::new()), AtomicU32::new(1));
+        let (rung, revoke) = (RefCell::new(Vec::new()), AtomicU64::new(1));
         let with = |slots| Bindings {
             slots,
             control: &control,
@@ -179,6 +215,9 @@ mod tests {
             wake: (3, 4),
             session: 1,
             version: VERSION,
+            incarnation: 5,
+            taken: 0,
+            resyncs: 0,
         };
         let mut idle = Script(|| true);
         let none = start(with(&slots[..1]), &messages, &mut [], &mut idle);
