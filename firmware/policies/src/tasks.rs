@@ -18,6 +18,10 @@ pub struct Task {
 }
 
 impl Task {
+    /// What is remembered of a task that is not there: all zero.
+    pub const ABSENT: Self =
+        Self { stamp: 0, state: State::Absent, cpu: 0, first_cpu: 0, cpu_count: 0, next: 0, previous: 0 };
+
     /// Whether the task may run on `cpu`.
     #[must_use]
     #[inline(always)]

@@ -143,6 +143,7 @@ impl<'w> Link<'w> {
             version: ours,
             features: hello.features,
             policy: policy_id(&attachment.policy),
+            confirmed: 0,
         };
         let mut writer = SlotWriter::after(host_line);
         writer.write(host_line, &control.to_payload(), 0);

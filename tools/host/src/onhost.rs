@@ -2,7 +2,7 @@
 //! there is none, and beside it to be compared.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use neap_abi::hello::{Link, feature};
@@ -124,7 +124,7 @@ pub fn run(socket: &Path, settings: Settings, over: impl Fn() -> bool + Sync) ->
         };
         // As on the IPU, lines of an earlier session must prove nothing in this one.
         messages.iter().chain(slots).for_each(Line::clear);
-        let revoke = AtomicU32::new(0);
+        let revoke = AtomicU64::new(0);
         let bindings = Bindings {
             slots: &slots[..usize::from(host.cpus)],
             control,
@@ -134,6 +134,9 @@ pub fn run(socket: &Path, settings: Settings, over: impl Fn() -> bool + Sync) ->
             wake: (peer.id(), AGENT_VECTOR),
             session: host.session,
             version: agreed,
+            incarnation: 1,
+            taken: 0,
+            resyncs: 0,
         };
         asked = std::thread::scope(|scope| {
             let supervisor = scope.spawn(|| {
@@ -195,6 +198,7 @@ fn report(line: &Line, peer: &Peer, state: AgentState, session: u32, version: Ve
         vector: AGENT_VECTOR,
         session,
         version,
+        incarnation: 1,
         ..counted.unwrap_or(AgentControl::NOTHING)
     };
     SlotWriter::after(line).write(line, &agent.to_payload(), 3);

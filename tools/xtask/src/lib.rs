@@ -4,6 +4,7 @@
 //! 2. Every wait has a bound, and every error names its culprit and a remedy.
 //! 3. What is missing is installed or named; nothing is skipped in silence.
 
+pub mod agent_image;
 pub mod bench;
 pub mod budget;
 pub mod firmware;

@@ -206,10 +206,12 @@ fn says_the_unknown(ipu: &mut Ipu) -> Result<()> {
         let mut unknown = Message::new(MessageKind::Nop, 0).to_payload();
         unknown[0] |= 0xee;
         let outside = Message::new(MessageKind::TaskNew, 200).to_payload();
-        for line in [unknown, outside] {
+        // An agent listens from the first resync on.
+        let begin = Message::new(MessageKind::ResyncBegin, 0).to_payload();
+        for line in [begin, unknown, outside] {
             ensure!(raw.push(&line).is_ok(), "a fresh ring is full");
         }
-        agent(link, |agent| agent.unknown == 2 && agent.resyncs == 2 && agent.credits == 2)
+        agent(link, |agent| agent.unknown == 2 && agent.resyncs == 2 && agent.credits == 3)
     })?;
     works(ipu)
 }
