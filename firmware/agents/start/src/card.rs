@@ -76,6 +76,7 @@ impl<T> Private<T> {
     }
 
     /// The memory, the first time.
+    #[expect(clippy::mut_from_ref, reason = "it is given out once")]
     pub fn take(&'static self) -> Option<&'static mut T> {
         if self.taken.swap(true, Ordering::Relaxed) {
             return None;
