@@ -36,15 +36,16 @@ pub struct Parts {
     qemu: PathBuf,
     version: QemuVersion,
     elf: PathBuf,
+    agent: PathBuf,
     plugin: PathBuf,
 }
 
 impl Parts {
-    /// Builds the plugin for this `qemu`.
+    /// Builds the plugin for this `qemu`; the firmware is `elf`, with `agent` in its bundle.
     ///
     /// # Errors
     /// A QEMU without a version, or a plugin that does not build.
-    pub fn new(qemu: PathBuf, elf: PathBuf) -> Result<Self> {
+    pub fn new(qemu: PathBuf, elf: PathBuf, agent: PathBuf) -> Result<Self> {
         let text = process::output(Command::new(&qemu).arg("--version"), Limits::total(20))?;
         let version = QemuVersion::parse(&text).context("QEMU does not say its version")?;
         let mut build = Command::new(firmware::cargo());
@@ -54,12 +55,12 @@ impl Parts {
             .args(["rustc", "--quiet", "--release", "--package", "neap-meter"])
             .args(["--features", "plugin", "--crate-type", "cdylib"]);
         process::output(&mut build, Limits::total(600)).context("the meter's plugin does not build")?;
-        Ok(Self { qemu, version, elf, plugin: paths::target_dir().join("release/libneap_meter.so") })
+        Ok(Self { qemu, version, elf, agent, plugin: paths::target_dir().join("release/libneap_meter.so") })
     }
 
-    /// The firmware that the machines boot.
-    pub fn elf(&self) -> &Path {
-        &self.elf
+    /// All that runs on the machines: runtime and agent.
+    pub fn elves(&self) -> [&Path; 2] {
+        [&self.elf, &self.agent]
     }
 }
 
