@@ -179,6 +179,7 @@ fn meter_args(parts: &Parts, places: &Places, out: PathBuf) -> MeterArgs {
         slots: places.slots.clone(),
         doorbells: VIRT_PCI_WINDOW,
         ram_shift: api::ram_shift(parts.version, RAM_BASE, RAM_BYTES),
+        enter: 0,
     }
 }
 
