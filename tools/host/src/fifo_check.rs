@@ -61,6 +61,18 @@ impl FifoCheck {
         self.refused.extend(&self.waiting);
     }
 
+    /// Another agent decides from now on, and counts its decisions from 1 again.
+    pub fn succeeded(&mut self) {
+        self.violations = self.violations();
+        self.decided.clear();
+        self.resynced();
+    }
+
+    /// The enclave has so many CPUs from now on.
+    pub fn set_cpus(&mut self, cpus: usize) {
+        self.cpus = self.cpus.max(cpus);
+    }
+
     /// Violations so far.
     #[must_use]
     pub fn violations(&mut self) -> u64 {
@@ -132,6 +144,29 @@ mod tests {
         check.started(2, 2);
         check.started(1, 3);
         assert_eq!(check.violations(), 0);
+    }
+
+    #[test]
+    fn a_successor_counts_from_the_beginning_and_is_held_to_the_order_too() {
+        let mut check = FifoCheck::new(2);
+        for arrival in 1..=8 {
+            check.arrived(arrival);
+        }
+        check.started(2, 1);
+        check.started(1, 2);
+        assert_eq!(check.violations(), 1);
+        check.succeeded();
+        // What waited then may come in any order; what comes after may not.
+        check.started(3, 1);
+        check.started(4, 2);
+        assert_eq!(check.violations(), 1, "a fault counts once");
+        for arrival in 9..=10 {
+            check.arrived(arrival);
+        }
+        for (arrival, order) in [(5, 3), (6, 4), (7, 5), (8, 6), (10, 7), (9, 8)] {
+            check.started(arrival, order);
+        }
+        assert_eq!(check.violations(), 2);
     }
 
     #[test]

@@ -4,13 +4,22 @@
 //! 2. Every byte of the window that the IPU could write is an allegation. It can make the host refuse and report.
 //! 3. Nothing is lost: what does not fit the ring is counted, and made good by a resync.
 //!
-//! [`link`] is `SEND_MESSAGE`, `REGISTER_IRQ_HANDLER`, `READ_TXN` and `SET_TXN_OUTCOME`; [`worker`] is a host made of
-//! threads, each a host CPU; [`onhost`] runs the very agent that the IPU runs, in this process instead.
+//! 4. What an agent fails to do others do in its place, so that work goes on whatever becomes of the IPU.
+//!
+//! [`link`] is `SEND_MESSAGE`, `REGISTER_IRQ_HANDLER`, `READ_TXN` and `SET_TXN_OUTCOME`; [`manager`] is how agents are
+//! loaded, replaced and ended; [`worker`] is a host made of threads, each a host CPU; [`spare`] and [`onhost`] run the
+//! very agent that the IPU runs in this process: the one when the IPU fails, the other in the IPU's place.
 
+pub mod event;
 pub mod fifo_check;
 pub mod link;
+pub mod manager;
 pub mod mechanism;
 pub mod onhost;
+pub mod ownership;
 pub mod report;
+pub mod spare;
+pub mod watchdog;
 pub mod window;
+pub mod wire;
 pub mod worker;

@@ -1,8 +1,8 @@
 //! The paper's Table 1, left column, over the virtual link: `send_message`, `register_irq_handler`, `read_txn`,
 //! `set_txn_outcome`.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use neap_abi::control::policy_id;
@@ -10,16 +10,18 @@ use neap_abi::{
     AgentControl, AgentState, Hello, HostCommand, HostControl, Message, Outcome, RegionKind, Txn, Version,
     VersionError,
 };
-use neap_queue::{CreditError, Full, Line, RingError, SharedProducer, SlotReader, SlotWriter};
+use neap_queue::{Full, Line, RingError, SlotWriter};
 use neap_vipu::{Peer, PeerError};
 use thiserror::Error;
 
+use crate::manager::Manager;
 use crate::window::{HostWindow, HostWindowError};
+use crate::wire::Wire;
 
 /// How a host presents itself.
 #[derive(Clone, Debug)]
 pub struct Attachment {
-    /// Host CPUs in the enclave.
+    /// One more than the highest number of a host CPU that the enclave may come to have: as many slots are used.
     pub cpus: u16,
     /// Number of this attachment; not that of the one before.
     pub session: u32,
@@ -86,6 +88,7 @@ fn remedy(state: AgentState) -> &'static str {
     match state {
         AgentState::RefusedVersion => "use releases at most one minor version apart",
         AgentState::RefusedCpus => "ask for fewer CPUs",
+        AgentState::GivenUp => "its agent ended too often; its epitaphs say why (`neap status`)",
         AgentState::RefusedPolicy => "this image has another policy: try `--policy fifo`",
         _ => "look at its log (`neap log`) and its epitaphs (`neap status`)",
     }
@@ -98,21 +101,11 @@ pub struct Link<'w> {
     peer: &'w Peer,
     hello: Hello,
     version: Version,
-    producer: SharedProducer<'w>,
-    slots: &'w [Line],
-    agent_line: &'w Line,
-    control: Mutex<(SlotWriter, HostControl, &'w Line)>,
-    cpus: Vec<Mutex<CpuEnd>>,
-    poisoned: AtomicBool,
+    session: u32,
+    wire: Wire<'w>,
+    host_line: &'w Line,
+    control: Mutex<(SlotWriter, HostControl)>,
     rings: AtomicU32,
-}
-
-/// What the link keeps for one CPU.
-#[derive(Debug, Default)]
-struct CpuEnd {
-    reader: SlotReader,
-    /// The verdict that the CPU's next line carries.
-    outcome: Option<(u32, Outcome)>,
 }
 
 impl<'w> Link<'w> {
@@ -147,21 +140,21 @@ impl<'w> Link<'w> {
         };
         let mut writer = SlotWriter::after(host_line);
         writer.write(host_line, &control.to_payload(), 0);
-        let answer = wait_answer(agent_line, peer, session, attachment.timeout)?;
+        let answer = wait_answer(agent_line, peer, &hello, attachment)?;
         if answer.state != AgentState::Running {
             return Err(AttachError::Refused { state: answer.state, version: answer.version, ours });
         }
         let version = ours.negotiate(hello.version)?;
+        let messages = window.lines(&hello, RegionKind::Messages)?;
+        let slots = &window.lines(&hello, RegionKind::Slots)?[..usize::from(cpus)];
         Ok(Self {
             window,
             peer,
             version,
-            producer: SharedProducer::new(window.lines(&hello, RegionKind::Messages)?)?,
-            slots: &window.lines(&hello, RegionKind::Slots)?[..usize::from(cpus)],
-            agent_line,
-            control: Mutex::new((writer, control, host_line)),
-            cpus: (0..cpus).map(|_| Mutex::default()).collect(),
-            poisoned: AtomicBool::new(false),
+            session,
+            wire: Wire::new(messages, slots, agent_line)?,
+            host_line,
+            control: Mutex::new((writer, control)),
             rings: AtomicU32::new(0),
             hello,
         })
@@ -185,28 +178,25 @@ impl<'w> Link<'w> {
         self.window
     }
 
+    /// The session.
+    #[must_use]
+    pub fn session(&self) -> u32 {
+        self.session
+    }
+
+    /// The lines, without the bells.
+    #[must_use]
+    pub fn wire(&self) -> &Wire<'w> {
+        &self.wire
+    }
+
     /// Sends one message (`SEND_MESSAGE`): one line, carrying also the verdict on the last txn that its CPU took. Wakes
     /// the agent if it sleeps. Returns the line's number.
     ///
     /// # Errors
     /// [`Full`]: the line was not written, and the verdict waits for the next. Nothing blocks.
-    pub fn send_message(&self, mut message: Message) -> Result<u32, Full> {
-        let mut end = self.cpu(message.cpu);
-        if let Some(end) = &end
-            && let Some((txn, outcome)) = end.outcome
-        {
-            (message.txn, message.outcome) = (txn, outcome);
-        }
-        let payload = message.to_payload();
-        let number = self.producer.push(&payload).or_else(|Full| {
-            // Off the hot path: decision lines have brought no news, so look at what the agent reports when idle.
-            self.refresh_credits();
-            self.producer.push(&payload)
-        })?;
-        if let Some(end) = &mut end {
-            end.outcome = None;
-        }
-        drop(end);
+    pub fn send_message(&self, message: Message) -> Result<u32, Full> {
+        let number = self.wire.send(message)?;
         self.wake();
         Ok(number)
     }
@@ -224,26 +214,12 @@ impl<'w> Link<'w> {
 
     /// Takes what lies in the slot of `cpu`, if it is new and whole (`READ_TXN`), and the credits with it.
     pub fn read_txn(&self, cpu: u16) -> Option<Txn> {
-        let mut end = self.cpu(cpu)?;
-        let taken = end.reader.take(self.slots.get(usize::from(cpu))?)?;
-        let txn = Txn::from_payload(&taken.payload);
-        // The tag follows from the id: a line that says otherwise is no libOS's.
-        if Txn::tag(txn.id) != taken.tag || self.producer.credit(txn.credits).is_err() {
-            self.poisoned.store(true, Ordering::Relaxed);
-        }
-        Some(txn)
+        self.wire.read_txn(cpu)
     }
 
     /// Keeps the verdict on txn `txn` for the next line of `cpu` (`SET_TXN_OUTCOME`).
     pub fn set_txn_outcome(&self, cpu: u16, txn: u32, outcome: Outcome) {
-        if let Some(mut end) = self.cpu(cpu) {
-            end.outcome = Some((txn, outcome));
-        }
-    }
-
-    /// Takes the verdict that waits for the next line of `cpu`, for a line that is itself kept waiting.
-    pub fn take_txn_outcome(&self, cpu: u16) -> Option<(u32, Outcome)> {
-        self.cpu(cpu)?.outcome.take()
+        self.wire.set_txn_outcome(cpu, txn, outcome);
     }
 
     /// The vector of `cpu` (`REGISTER_IRQ_HANDLER`): `handler` runs in the thread that waits, which is the CPU.
@@ -261,45 +237,23 @@ impl<'w> Link<'w> {
     /// What the agent last said of itself.
     #[must_use]
     pub fn agent(&self) -> Option<AgentControl> {
-        AgentControl::from_payload(&self.agent_line.read_any()?.0)
+        self.wire.agent()
     }
 
-    /// Takes the credits from the agent's control line. True if they can be.
-    pub fn refresh_credits(&self) -> bool {
-        match self.agent().map(|agent| self.producer.credit(agent.credits)) {
-            Some(Err(CreditError { .. })) => {
-                self.poisoned.store(true, Ordering::Relaxed);
-                false
-            }
-            Some(Ok(())) => true,
-            None => false,
+    /// Says that the host is content with an agent: a newcomer's trial is then over.
+    pub fn confirm(&self, incarnation: u32) {
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let (writer, line) = &mut *control;
+        if line.confirmed != incarnation && line.command == HostCommand::Attach {
+            line.confirmed = incarnation;
+            writer.write(self.host_line, &line.to_payload(), 0);
         }
-    }
-
-    /// Whether the agent has broken the protocol.
-    #[must_use]
-    pub fn poisoned(&self) -> bool {
-        self.poisoned.load(Ordering::Relaxed)
-    }
-
-    /// Lines that fit the ring before the next credit.
-    #[must_use]
-    pub fn room(&self) -> u32 {
-        self.producer.room()
-    }
-
-    /// Lines in the ring.
-    #[must_use]
-    pub fn ring_lines(&self) -> u32 {
-        self.hello
-            .region(RegionKind::Messages, 0)
-            .map_or(0, |r| (r.bytes / neap_abi::LINE_BYTES as u64) as u32)
     }
 
     /// Messages sent.
     #[must_use]
     pub fn messages(&self) -> u32 {
-        self.producer.written()
+        self.wire.messages()
     }
 
     /// How often the agent was woken.
@@ -311,14 +265,62 @@ impl<'w> Link<'w> {
     /// Tells the IPU that this host goes away.
     pub fn detach(&self) {
         let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
-        let (writer, line, at) = &mut *control;
+        let (writer, line) = &mut *control;
         line.command = HostCommand::Detach;
-        writer.write(at, &line.to_payload(), 0);
+        writer.write(self.host_line, &line.to_payload(), 0);
         self.wake();
+        // The agent may be gone, and the supervisor asleep.
+        if let Some(agent) = self.agent() {
+            let _ = self.peer.ring(agent.peer, SUPERVISOR_VECTOR);
+        }
+    }
+}
+
+/// A link that keeps what it stands on, with its manager.
+#[derive(Debug)]
+pub struct OwnedLink {
+    // In the order of their ends: what borrows before what is borrowed.
+    link: Link<'static>,
+    manager: Option<Manager<'static>>,
+    window: Arc<HostWindow>,
+    _peer: Arc<Peer>,
+}
+
+impl OwnedLink {
+    /// As [`Link::attach`].
+    ///
+    /// # Errors
+    /// As [`Link::attach`].
+    pub fn attach(
+        window: Arc<HostWindow>,
+        peer: Arc<Peer>,
+        attachment: &Attachment,
+    ) -> Result<Self, AttachError> {
+        // SAFETY: both are kept by `Self` beside what borrows them, behind `Arc`s that are never given away or replaced,
+        // and are dropped after it. No borrow leaves with this lifetime: the accessors shorten it to that of `self`.
+        let (kept_window, kept_peer): (&'static HostWindow, &'static Peer) =
+            unsafe { (&*Arc::as_ptr(&window), &*Arc::as_ptr(&peer)) };
+        let link = Link::attach(kept_window, kept_peer, attachment)?;
+        let manager = Manager::new(kept_window, kept_peer, link.hello()).ok();
+        Ok(Self { link, manager, window, _peer: peer })
     }
 
-    fn cpu(&self, cpu: u16) -> Option<MutexGuard<'_, CpuEnd>> {
-        Some(self.cpus.get(usize::from(cpu))?.lock().unwrap_or_else(PoisonError::into_inner))
+    /// The link.
+    #[must_use]
+    pub fn link<'a>(&'a self) -> &'a Link<'a> {
+        &self.link
+    }
+
+    /// Its manager; none where the IPU speaks 1.1.
+    #[must_use]
+    pub fn manager<'a>(&'a self) -> Option<&'a Manager<'a>> {
+        self.manager.as_ref()
+    }
+
+    /// The window.
+    #[must_use]
+    pub fn window(&self) -> &HostWindow {
+        &self.window
     }
 }
 
@@ -344,6 +346,9 @@ impl<H: FnMut()> Irq<'_, H> {
     }
 }
 
+/// The vector that wakes the IPU's supervisor.
+pub(crate) const SUPERVISOR_VECTOR: u16 = 0;
+
 const STEP: Duration = Duration::from_micros(500);
 
 fn wait_hello(window: &HostWindow, ours: Version, timeout: Duration) -> Result<Hello, AttachError> {
@@ -365,18 +370,26 @@ fn wait_hello(window: &HostWindow, ours: Version, timeout: Duration) -> Result<H
 fn wait_answer(
     line: &Line,
     peer: &Peer,
-    session: u32,
-    timeout: Duration,
+    hello: &Hello,
+    attachment: &Attachment,
 ) -> Result<AgentControl, AttachError> {
+    let &Attachment { session, timeout, .. } = attachment;
     let start = Instant::now();
+    // Since 1.2 an agent that has ended is started again: its end is no answer.
+    let restarts = hello.region(RegionKind::Supervisor, 0).is_some();
+    let settled = |state| match state {
+        AgentState::Waiting => false,
+        AgentState::Dead | AgentState::Stopped => !restarts || start.elapsed() >= timeout,
+        _ => true,
+    };
     loop {
         let answer = line.read_any().and_then(|(payload, _)| AgentControl::from_payload(&payload));
         if let Some(answer) = answer {
-            if answer.session == session && answer.state != AgentState::Waiting {
+            if answer.session == session && settled(answer.state) {
                 return Ok(answer);
             }
             // The supervisor may sleep. If it cannot be rung yet, its own timer wakes it.
-            let _ = peer.ring(answer.peer, 0);
+            let _ = peer.ring(answer.peer, SUPERVISOR_VECTOR);
         }
         // Peers that join are announced on the socket; the IPU is rung only once it is known.
         peer.poll_changes()?;

@@ -1,18 +1,21 @@
-//! The host's mechanism: what is true of tasks and CPUs, and what a txn does to it.
+//! The host's mechanism: what is true of an enclave's tasks and CPUs, and what a txn does to it.
 //!
-//! A txn is committed if the stamps it names still hold, else refused with a reason and nothing is changed. The reasons
+//! Numbers of tasks and CPUs are the host's, over all enclaves: [`Owners`] says whose each is. A txn is committed if the stamps it names still hold, else refused with a reason and nothing is changed. The reasons
 //! are asked in the order in which they are listed in [`Mechanism::commit`]: from what is wrong with the txn itself, by
 //! what it names, to what has changed since.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use neap_abi::message::TASK_NONE;
 use neap_abi::{Message, MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlags, Version};
 
+use crate::ownership::{Owner, Owners};
+
 /// Where a task stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskState {
-    /// No task has this number.
+    /// No task of the enclave has this number.
     Free,
     /// May run, and waits for a CPU.
     Runnable,
@@ -37,6 +40,14 @@ pub struct Task {
     pub permitted: bool,
     /// When it last became runnable, in the order in which the agent is told; counts up.
     pub arrival: u64,
+}
+
+impl Task {
+    /// Whether it may run on `cpu`.
+    #[must_use]
+    pub const fn may_use(&self, cpu: u16) -> bool {
+        self.cpu_count == 0 || cpu.wrapping_sub(self.first_cpu) < self.cpu_count
+    }
 }
 
 /// A CPU, as the host knows it.
@@ -91,22 +102,41 @@ pub enum AgentStanding {
     Gone,
 }
 
+/// The first version whose txns name their agent.
+const NAMES_AGENTS: Version = Version { major: 1, minor: 2 };
+
 /// The state of one enclave's tasks and CPUs.
 #[derive(Debug)]
 pub struct Mechanism {
+    owners: Arc<Owners>,
+    enclave: u16,
     tasks: Vec<Task>,
     cpus: Vec<Cpu>,
+    /// Runnable tasks by their arrival.
+    runnable: BTreeMap<u64, u32>,
     groups: BTreeMap<u32, Vec<Txn>>,
     version: Version,
     /// The agent's standing.
     pub agent: AgentStanding,
+    /// The agent whose txns count; none where any agent's do.
+    pub incarnation: Option<u32>,
     arrivals: u64,
 }
 
 impl Mechanism {
-    /// An enclave of `cpus` idle CPUs, with room for `tasks` tasks, whose agent speaks `version`.
+    /// The only enclave of a host, of `cpus` idle CPUs, with room for `tasks` tasks, whose agent speaks `version`.
     #[must_use]
     pub fn new(cpus: u16, tasks: u32, version: Version) -> Self {
+        let mut only = Self::sharing(Arc::new(Owners::new(cpus, tasks)), 0, version);
+        for cpu in 0..cpus {
+            only.adopt_cpu(cpu);
+        }
+        only
+    }
+
+    /// Enclave `enclave` of a host of several, without a CPU yet.
+    #[must_use]
+    pub fn sharing(owners: Arc<Owners>, enclave: u16, version: Version) -> Self {
         let free = Task {
             state: TaskState::Free,
             stamp: 0,
@@ -117,11 +147,15 @@ impl Mechanism {
         };
         let cpu = Cpu { stamp: 0, online: true, available: true, task: TASK_NONE, txn: 0 };
         Self {
-            tasks: vec![free; tasks as usize],
-            cpus: vec![cpu; usize::from(cpus)],
+            tasks: vec![free; owners.tasks() as usize],
+            cpus: vec![cpu; usize::from(owners.cpus())],
+            owners,
+            enclave,
+            runnable: BTreeMap::new(),
             groups: BTreeMap::new(),
             version,
             agent: AgentStanding::Good,
+            incarnation: None,
             arrivals: 0,
         }
     }
@@ -138,10 +172,21 @@ impl Mechanism {
         self.cpus.get(usize::from(cpu))
     }
 
-    /// CPUs in the enclave.
+    /// CPUs of the host.
     #[must_use]
     pub fn cpus(&self) -> u16 {
         self.cpus.len() as u16
+    }
+
+    /// Whether a CPU is the enclave's.
+    #[must_use]
+    pub fn owns_cpu(&self, cpu: u16) -> bool {
+        self.owners.cpu(cpu) == Owner::Enclave(self.enclave)
+    }
+
+    /// The enclave's CPUs, in order.
+    pub fn own_cpus(&self) -> impl Iterator<Item = (u16, &Cpu)> {
+        (0..).zip(&self.cpus).filter(|&(cpu, _)| self.owns_cpu(cpu))
     }
 
     /// Task numbers with a task behind them, with the task.
@@ -149,23 +194,65 @@ impl Mechanism {
         (0..).zip(&self.tasks).filter(|(_, task)| task.state != TaskState::Free)
     }
 
-    /// Gives a task number a task that may run on `cpu_count` CPUs from `first_cpu` on (0: all). False if it has one.
-    pub fn create(&mut self, task: u32, first_cpu: u16, cpu_count: u16) -> bool {
-        let arrival = self.next_arrival();
-        match self.tasks.get_mut(task as usize) {
-            Some(entry) if entry.state == TaskState::Free => {
-                entry.state = TaskState::Runnable;
-                entry.stamp = entry.stamp.wrapping_add(1);
-                (entry.first_cpu, entry.cpu_count) = (first_cpu, cpu_count);
-                entry.permitted = true;
-                entry.arrival = arrival;
-                true
-            }
-            _ => false,
-        }
+    /// The runnable task that arrived first of those that may run on `cpu`.
+    #[must_use]
+    pub fn first_runnable_on(&self, cpu: u16) -> Option<u32> {
+        let may_run = |task: &&u32| self.task(**task).is_some_and(|task| task.permitted && task.may_use(cpu));
+        self.runnable.values().find(may_run).copied()
     }
 
-    /// Moves a task to another state, with its stamp and, if it leaves one, its CPU's.
+    /// Takes in a CPU that is nobody's, idle. False if it is somebody's.
+    pub fn adopt_cpu(&mut self, cpu: u16) -> bool {
+        if !self.owners.give_cpu(cpu, None, Some(self.enclave)) {
+            return false;
+        }
+        if let Some(entry) = self.cpus.get_mut(usize::from(cpu)) {
+            let stamp = entry.stamp.wrapping_add(1);
+            *entry = Cpu { stamp, online: true, available: true, task: TASK_NONE, txn: 0 };
+        }
+        true
+    }
+
+    /// Takes what runs on a CPU from it, if anything does: it waits again, in its old place. Returns the task.
+    pub fn preempt(&mut self, cpu: u16) -> Option<u32> {
+        let task = self.cpus.get(usize::from(cpu))?.task;
+        let arrival = self.task(task)?.arrival;
+        self.change(task, TaskState::Runnable);
+        let entry = self.tasks.get_mut(task as usize)?;
+        self.runnable.remove(&entry.arrival);
+        entry.arrival = arrival;
+        self.runnable.insert(arrival, task);
+        Some(task)
+    }
+
+    /// Gives up an idle CPU: from now on it is nobody's.
+    pub fn release_cpu(&mut self, cpu: u16) {
+        if let Some(entry) = self.cpus.get_mut(usize::from(cpu)) {
+            entry.stamp = entry.stamp.wrapping_add(1);
+        }
+        self.owners.give_cpu(cpu, Some(self.enclave), None);
+    }
+
+    /// Gives a task number a task that may run on `cpu_count` CPUs from `first_cpu` on (0: all). False if it has one, in
+    /// whatever enclave.
+    pub fn create(&mut self, task: u32, first_cpu: u16, cpu_count: u16) -> bool {
+        if !self.owners.give_task(task, None, Some(self.enclave)) {
+            return false;
+        }
+        let arrival = self.next_arrival();
+        if let Some(entry) = self.tasks.get_mut(task as usize) {
+            entry.state = TaskState::Runnable;
+            entry.stamp = entry.stamp.wrapping_add(1);
+            (entry.first_cpu, entry.cpu_count) = (first_cpu, cpu_count);
+            entry.permitted = true;
+            entry.arrival = arrival;
+            self.runnable.insert(arrival, task);
+        }
+        true
+    }
+
+    /// Moves a task to another state, with its stamp and, if it leaves one, its CPU's. One that becomes free has its
+    /// number no more.
     pub fn change(&mut self, task: u32, state: TaskState) {
         let arrival = self.next_arrival();
         let Some(entry) = self.tasks.get_mut(task as usize) else { return };
@@ -175,10 +262,20 @@ impl Mechanism {
             cpu.task = TASK_NONE;
             cpu.stamp = cpu.stamp.wrapping_add(1);
         }
+        if entry.state == TaskState::Runnable {
+            self.runnable.remove(&entry.arrival);
+        }
         entry.state = state;
         entry.stamp = entry.stamp.wrapping_add(1);
-        if state == TaskState::Runnable {
-            entry.arrival = arrival;
+        match state {
+            TaskState::Runnable => {
+                entry.arrival = arrival;
+                self.runnable.insert(arrival, task);
+            }
+            TaskState::Free => {
+                self.owners.give_task(task, Some(self.enclave), None);
+            }
+            TaskState::OnCpu(_) | TaskState::Blocked => {}
         }
     }
 
@@ -250,10 +347,13 @@ impl Mechanism {
     fn join(&mut self, cpu: u16, txn: &Txn) -> Vec<Verdict> {
         let members = self.groups.get(&txn.group).map_or(&[][..], Vec::as_slice);
         let shape = txn.cpu == cpu
-            && (1..=self.cpus.len()).contains(&usize::from(txn.group_size))
+            && (1..=self.own_cpus().count()).contains(&usize::from(txn.group_size))
             && members.iter().all(|member| member.group_size == txn.group_size && member.task != txn.task);
         if !shape {
-            let mut verdicts = vec![refusal(cpu, txn, Outcome::InvalidGroup)];
+            let foreign = matches!(self.owners.cpu(txn.cpu), Owner::Nobody | Owner::Enclave(_))
+                && !self.owns_cpu(txn.cpu);
+            let outcome = if foreign { Outcome::NotPermitted } else { Outcome::InvalidGroup };
+            let mut verdicts = vec![refusal(cpu, txn, outcome)];
             let others = self.groups.remove(&txn.group).unwrap_or_default();
             verdicts.extend(others.iter().map(|member| refusal(member.cpu, member, Outcome::GroupFailed)));
             return verdicts;
@@ -273,12 +373,21 @@ impl Mechanism {
         members.iter().zip(outcomes).map(verdict).collect()
     }
 
+    /// Whether a txn was decided by another agent than the one whose txns count.
+    #[must_use]
+    pub fn is_of_another_agent(&self, txn: &Txn) -> bool {
+        self.version >= NAMES_AGENTS && self.incarnation.is_some_and(|agent| agent != txn.incarnation)
+    }
+
     /// The outcome that a txn would have now. Changes nothing.
     fn judge(&self, slot: u16, txn: &Txn) -> Outcome {
         match self.agent {
             AgentStanding::Good => {}
             AgentStanding::Poisoned => return Outcome::Poisoned,
             AgentStanding::Gone => return Outcome::NoAgent,
+        }
+        if self.is_of_another_agent(txn) {
+            return Outcome::NoAgent;
         }
         if self.version.minor == 0 && txn.order != 0 {
             return Outcome::UnsupportedVersion;
@@ -290,6 +399,11 @@ impl Mechanism {
         };
         if !txn.flags.valid() {
             return Outcome::InvalidFlags;
+        }
+        match self.owners.cpu(txn.cpu) {
+            Owner::Enclave(owner) if owner == self.enclave => {}
+            Owner::Enclave(_) | Owner::Nobody => return Outcome::NotPermitted,
+            Owner::Absent => return Outcome::InvalidCpu,
         }
         let Some(cpu) = self.cpus.get(usize::from(txn.cpu)).filter(|_| txn.cpu == slot) else {
             return Outcome::InvalidCpu;
@@ -311,7 +425,9 @@ impl Mechanism {
         }
         let Some(task) = self.tasks.get(txn.task as usize) else { return Outcome::InvalidTask };
         if task.state == TaskState::Free {
-            return Outcome::TaskGone;
+            // Its number may be that of another enclave's task by now.
+            let taken = matches!(self.owners.task(txn.task), Owner::Enclave(owner) if owner != self.enclave);
+            return if taken { Outcome::NotPermitted } else { Outcome::TaskGone };
         }
         if !task.permitted {
             return Outcome::NotPermitted;
@@ -327,7 +443,7 @@ impl Mechanism {
             TaskState::Blocked => return Outcome::TaskNotRunnable,
             TaskState::Free | TaskState::Runnable => {}
         }
-        if task.cpu_count != 0 && slot.wrapping_sub(task.first_cpu) >= task.cpu_count {
+        if !task.may_use(slot) {
             return Outcome::Affinity;
         }
         Outcome::Committed
@@ -377,19 +493,14 @@ impl Mechanism {
     /// The whole state as lines: runnable tasks in the order of their arrival, then each CPU.
     #[must_use]
     pub fn resync(&self) -> Vec<Message> {
-        let mut waiting: Vec<(u64, u32)> = self
-            .live_tasks()
-            .filter(|(_, task)| task.state == TaskState::Runnable)
-            .map(|(number, task)| (task.arrival, number))
-            .collect();
-        waiting.sort_unstable();
-        let mut begin = Message::new(MessageKind::ResyncBegin, 0);
-        begin.argument = waiting.len() as u64;
+        let voice = self.voice();
+        let mut begin = Message::new(MessageKind::ResyncBegin, voice);
+        begin.argument = self.runnable.len() as u64;
         let mut lines = vec![begin];
-        for (_, task) in waiting {
-            lines.push(self.message(MessageKind::ResyncTask, 0, task, TaskFlags::RUNNABLE));
+        for &task in self.runnable.values() {
+            lines.push(self.message(MessageKind::ResyncTask, voice, task, TaskFlags::RUNNABLE));
         }
-        for (number, cpu) in (0u16..).zip(&self.cpus) {
+        for (number, cpu) in self.own_cpus() {
             if !cpu.online || !cpu.available {
                 lines.push(self.message(MessageKind::CpuBusy, number, TASK_NONE, TaskFlags(0)));
                 continue;
@@ -397,8 +508,14 @@ impl Mechanism {
             let flags = if cpu.task == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags::ON_CPU };
             lines.push(self.message(MessageKind::ResyncCpu, number, cpu.task, flags));
         }
-        lines.push(Message::new(MessageKind::ResyncEnd, 0));
+        lines.push(Message::new(MessageKind::ResyncEnd, voice));
         lines
+    }
+
+    /// The CPU in whose name the host says what no CPU reports: the enclave's first, or 0 while it has none.
+    #[must_use]
+    pub fn voice(&self) -> u16 {
+        self.own_cpus().next().map_or(0, |(cpu, _)| cpu)
     }
 }
 

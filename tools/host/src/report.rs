@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
+use neap_abi::{EpitaphRecord, Message};
 use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, Fault, Level};
 
 /// A latency distribution, in µs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -63,15 +66,21 @@ pub struct Snapshot {
     pub request_p50_us: f64,
     /// As above, 99th percentile.
     pub request_p99_us: f64,
-    /// Whether the agent is still there.
-    pub agent_alive: bool,
+    /// Who decides.
+    pub level: Level,
+    /// The IPU's agent.
+    pub incarnation: u32,
 }
 
-/// The end of an IPU core, as its epitaph tells.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// The end of an agent or a core of the IPU, as its epitaph tells.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpitaphReport {
     /// The core.
     pub core: u8,
+    /// The agent's name; empty for the runtime itself, and before 1.2.
+    pub name: String,
+    /// Which agent of its enclave; 0 as above.
+    pub incarnation: u32,
     /// Why: [`neap_abi::Cause::name`].
     pub cause: String,
     /// The message.
@@ -80,21 +89,94 @@ pub struct EpitaphReport {
     pub place: String,
     /// Messages that its agent had consumed.
     pub messages: u64,
+    /// The last message that it had taken, if that is known, in words.
+    pub last_message: Option<String>,
+}
+
+impl EpitaphReport {
+    /// From a record in the window.
+    #[must_use]
+    pub fn of(record: &EpitaphRecord) -> Self {
+        let epitaph = &record.epitaph;
+        let place = if epitaph.line > 0 {
+            format!("{}:{}", epitaph.file(), epitaph.line)
+        } else {
+            format!("pc {:#x}, address {:#x}, syndrome {:#x}", epitaph.elr, epitaph.far, epitaph.esr)
+        };
+        let last_message = record.last_message.map(|payload| match Message::from_payload(&payload) {
+            Ok(message) if message.task == neap_abi::message::TASK_NONE => {
+                format!("{} of CPU {}", message.kind.name(), message.cpu)
+            }
+            Ok(message) => format!("{} of CPU {}, task {}", message.kind.name(), message.cpu, message.task),
+            Err(unknown) => format!("one of unknown kind {}", unknown.kind),
+        });
+        Self {
+            core: epitaph.core,
+            name: record.name().to_owned(),
+            incarnation: record.incarnation,
+            cause: epitaph.cause.name().to_owned(),
+            text: epitaph.text().to_owned(),
+            place,
+            messages: epitaph.messages,
+            last_message,
+        }
+    }
+
+    /// As a sentence without its point.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let Self { core, name, incarnation, cause, text, place, messages, last_message } = self;
+        let who = match name.as_str() {
+            "" => format!("core {core}"),
+            name => format!("agent {name} (incarnation {incarnation}, core {core})"),
+        };
+        let mut words = format!("{who} ended by {cause} at {place} after {messages} messages");
+        if let Some(last) = last_message {
+            words.push_str(&format!(", the last {last}"));
+        }
+        if !text.is_empty() {
+            words.push_str(&format!(": {text}"));
+        }
+        words
+    }
+}
+
+/// A fallback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FallbackReport {
+    /// Since the host began, in µs.
+    pub at_us: u64,
+    /// Who decided until then.
+    pub from: Level,
+    /// Who did from then on.
+    pub to: Level,
+    /// Why.
+    pub fault: Fault,
 }
 
 /// What a run comes to.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
+    /// The enclave's number.
+    pub enclave: u16,
     /// From attachment to the end of the drain, in s.
     pub seconds: f64,
-    /// Host CPUs.
+    /// Host CPUs that it began with.
     pub cpus: u16,
+    /// Its policy.
+    pub policy: String,
+    /// Its agent's name, as the supervisor has it; empty before 1.2.
+    pub agent: String,
+    /// Whether every task ran to its end.
+    pub complete: bool,
     /// Messages sent.
     pub messages: u64,
     /// Messages that did not fit the ring; each loss is made good by a resync.
     pub messages_dropped: u64,
     /// Txns committed that run a task.
     pub decisions: u64,
+    /// As above, by who decided: the IPU's agent, the one on the host, the host itself.
+    pub decisions_by_level: [u64; 3],
     /// Verdicts, by the outcome's name.
     pub outcomes: BTreeMap<String, u64>,
     /// Decisions that lay in the slot when a CPU came to need one.
@@ -110,13 +192,17 @@ pub struct Report {
     pub round_trip: Latency,
     /// From a request's creation to its end.
     pub request: Latency,
+    /// The samples behind `round_trip`, in ns, to be merged with others; only in the process that took them.
+    #[serde(skip)]
+    pub round_trip_ns: Option<Histogram<u64>>,
+    /// As above, of `request`.
+    #[serde(skip)]
+    pub request_ns: Option<Histogram<u64>>,
     /// Tasks created.
     pub tasks_created: u64,
     /// Tasks that ran to their end.
     pub tasks_finished: u64,
-    /// Tasks that were still there when the run ended without an agent.
-    pub tasks_unfinished: u64,
-    /// Tasks that are nowhere, or that a living agent never let finish.
+    /// Tasks that are nowhere, or that nobody let finish in time.
     pub tasks_lost: u64,
     /// Tasks that ran to their end twice.
     pub tasks_doubled: u64,
@@ -130,10 +216,26 @@ pub struct Report {
     pub messages_unknown: u64,
     /// Number of waiting tasks over time: ms since the start, depth.
     pub queue_depth: Vec<(u64, u64)>,
-    /// Why the agent ended before the run did, if it did.
+    /// Who decided in the end.
+    pub level: Level,
+    /// Agents of the IPU that there were.
+    pub incarnations: u64,
+    /// Those that ended by a fault or the host's verdict, as the supervisor counts them.
+    pub crashes: u64,
+    /// What the watch found wrong, by its name.
+    pub faults: BTreeMap<String, u64>,
+    /// Times that somebody else took over, in order.
+    pub fallbacks: Vec<FallbackReport>,
+    /// Times that the IPU took over again.
+    pub comebacks: u64,
+    /// Why the IPU's agent does not decide in the end, if it does not.
     pub agent_ended: Option<String>,
-    /// Epitaphs of the IPU's cores.
+    /// Epitaphs of the session's agents and of the runtime, by core, the newest first.
     pub epitaphs: Vec<EpitaphReport>,
+    /// What was noticed, in order.
+    pub events: Vec<Event>,
+    /// Events that were not kept.
+    pub events_dropped: u64,
     /// The ABI version spoken.
     pub version: String,
 }

@@ -4,8 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use neap_abi::hello::{HELLO_BYTES, Hello, HelloError};
-use neap_abi::{Epitaph, Region, RegionKind, Version};
+use neap_abi::epitaph::RECORD_BYTES;
+use neap_abi::hello::{HELLO_BYTES, Hello, HelloError, MAGIC};
+use neap_abi::image::NAME_BYTES;
+use neap_abi::{Epitaph, EpitaphRecord, Region, RegionKind, Version};
 use neap_hal::soc::window::ClaimError;
 use neap_queue::Line;
 use neap_vipu::{Mapping, WindowError};
@@ -59,6 +61,12 @@ impl HostWindow {
         Self { mapping }
     }
 
+    /// Its size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.mapping.bytes() as u64
+    }
+
     /// Reads and checks the hello page, as a host of version `ours`.
     ///
     /// # Errors
@@ -110,10 +118,39 @@ impl HostWindow {
         Ok(unsafe { std::slice::from_raw_parts(base, words.len()) })
     }
 
-    /// The epitaph of an IPU core, if a whole one lies there.
+    /// The last epitaph of an IPU core, if a whole one lies there.
     #[must_use]
     pub fn epitaph(&self, hello: &Hello, core: u16) -> Option<Epitaph> {
         Epitaph::from_bytes(&self.region_bytes(hello, RegionKind::Epitaph, core)?)
+    }
+
+    /// All epitaphs in the window: by core, and of each core the newest first.
+    #[must_use]
+    pub fn epitaphs(&self, hello: &Hello) -> Vec<EpitaphRecord> {
+        let regions = hello.regions().filter(|region| region.kind == RegionKind::Epitaph);
+        let bytes = regions.filter_map(|region| self.region_bytes(hello, region.kind, region.index));
+        bytes.flat_map(|bytes| records(&bytes)).collect()
+    }
+
+    /// Writes `bytes` to the beginning of a region.
+    ///
+    /// # Errors
+    /// A region that the page does not name, that is not in the window, or that is too small.
+    pub fn set_region_bytes(
+        &self,
+        hello: &Hello,
+        kind: RegionKind,
+        index: u16,
+        bytes: &[u8],
+    ) -> Result<(), HostWindowError> {
+        let region = hello.region(kind, index).ok_or(HostWindowError::NoRegion { kind, index })?;
+        let error = |reason| HostWindowError::Region { region, reason };
+        let claim = self.mapping.claim().region(region.offset, region.bytes).map_err(error)?;
+        let claim = claim.region(0, bytes.len() as u64).map_err(error)?;
+        for (to, &from) in claim.slice::<AtomicU8>().map_err(error)?.iter().zip(bytes) {
+            to.store(from, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// A copy of a region's bytes, as they are at the moment; none where the hello page names no such region.
@@ -123,6 +160,13 @@ impl HostWindow {
         Some(self.copy(region.offset, usize::try_from(region.bytes).ok()?))
     }
 
+    /// Whether the hello page that stands there now is still of boot `boot`.
+    #[must_use]
+    pub fn is_of_boot(&self, boot: u32) -> bool {
+        let head = self.copy(0, 16);
+        head.starts_with(&MAGIC.to_le_bytes()) && head.get(12..16) == Some(&boot.to_le_bytes())
+    }
+
     fn copy(&self, offset: u64, bytes: usize) -> Vec<u8> {
         let region = self.mapping.claim().region(offset, bytes as u64);
         match region.and_then(|region| region.slice::<AtomicU8>()) {
@@ -130,4 +174,21 @@ impl HostWindow {
             Err(_) => Vec::new(),
         }
     }
+}
+
+/// The epitaphs in a core's region: several since 1.2, one before.
+#[must_use]
+pub fn records(region: &[u8]) -> Vec<EpitaphRecord> {
+    if region.len() >= RECORD_BYTES {
+        return EpitaphRecord::all(region).collect();
+    }
+    let alone = |epitaph| EpitaphRecord {
+        epitaph,
+        incarnation: 0,
+        image_crc: 0,
+        number: 1,
+        name: [0; NAME_BYTES],
+        last_message: None,
+    };
+    Epitaph::from_bytes(region).map(alone).into_iter().collect()
 }

@@ -93,6 +93,83 @@ fn every_single_refusal_has_its_reason() {
     assert_eq!(old.commit(1, &good)[0].outcome, Outcome::Committed, "a 1.0 agent has no decision numbers");
 }
 
+/// Two enclaves of one host: the first has CPUs 0 and 1 and tasks 0 and 1, the second CPU 2 and task 2. CPU 3 and
+/// tasks 3 and 4 are nobody's.
+fn neighbours() -> (Mechanism, Mechanism) {
+    let owners = Arc::new(Owners::new(4, 5));
+    let mut ours = Mechanism::sharing(Arc::clone(&owners), 0, VERSION);
+    let mut theirs = Mechanism::sharing(owners, 1, VERSION);
+    assert!(ours.adopt_cpu(0) && ours.adopt_cpu(1) && theirs.adopt_cpu(2));
+    assert!(!theirs.adopt_cpu(1) && !theirs.adopt_cpu(4));
+    assert!(ours.create(0, 0, 0) && ours.create(1, 0, 0) && theirs.create(2, 0, 0));
+    assert!(!theirs.create(0, 0, 0) && !ours.create(2, 0, 0) && !ours.create(5, 0, 0));
+    (ours, theirs)
+}
+
+#[test]
+fn what_is_another_enclaves_is_not_permitted() {
+    let with = |txn: &dyn Fn(&Mechanism) -> Txn, slot| {
+        let (ours, theirs) = neighbours();
+        let before = state(&theirs);
+        let txn = txn(&ours);
+        let outcome = refused(ours, slot, txn);
+        assert_eq!(state(&theirs), before, "a refusal changed another enclave");
+        outcome
+    };
+    assert_eq!(with(&|h| Txn { cpu: 2, ..run(h, 1, 1) }, 1), Outcome::NotPermitted, "another enclave's CPU");
+    assert_eq!(with(&|h| run(h, 2, 1), 2), Outcome::NotPermitted, "and its slot");
+    assert_eq!(with(&|h| run(h, 3, 1), 3), Outcome::NotPermitted, "nobody's CPU");
+    assert_eq!(with(&|h| Txn { cpu: 0, ..run(h, 1, 1) }, 1), Outcome::InvalidCpu, "another slot of ours");
+    assert_eq!(with(&|h| Txn { cpu: 4, ..run(h, 1, 1) }, 1), Outcome::InvalidCpu, "no CPU at all");
+    assert_eq!(with(&|h| Txn { task: 2, ..run(h, 1, 1) }, 1), Outcome::NotPermitted, "another's task");
+    assert_eq!(with(&|h| Txn { task: 3, ..run(h, 1, 1) }, 1), Outcome::TaskGone, "nobody's task");
+    assert_eq!(with(&|h| Txn { task: 5, ..run(h, 1, 1) }, 1), Outcome::InvalidTask, "no task at all");
+    let group = |h: &Mechanism| Txn { cpu: 2, ..member(h, 1, 1, 2) };
+    assert_eq!(with(&group, 1), Outcome::NotPermitted, "another enclave's CPU, in a group");
+}
+
+#[test]
+fn a_number_goes_from_one_enclave_to_another() {
+    let (mut ours, mut theirs) = neighbours();
+    ours.change(1, TaskState::Free);
+    assert!(theirs.create(1, 0, 0));
+    let stale = run(&ours, 1, 1);
+    assert_eq!(refused(ours, 1, stale), Outcome::NotPermitted);
+}
+
+#[test]
+fn a_cpu_goes_from_one_enclave_to_another_and_its_task_stays_in_its_place() {
+    let (mut ours, mut theirs) = neighbours();
+    assert_eq!(ours.commit(1, &run(&ours, 1, 0))[0].outcome, Outcome::Committed);
+    let arrival = ours.tasks[0].arrival;
+    assert_eq!(ours.preempt(1), Some(0));
+    assert_eq!(ours.preempt(1), None);
+    ours.release_cpu(1);
+    assert_eq!((ours.tasks[0].state, ours.tasks[0].arrival), (TaskState::Runnable, arrival));
+    assert_eq!(ours.first_runnable_on(0), Some(0), "it was first, and is again");
+    let late = run(&ours, 1, 0);
+    assert_eq!(refused(ours, 1, late), Outcome::NotPermitted);
+    assert!(theirs.adopt_cpu(1));
+    assert_eq!(theirs.commit(1, &run(&theirs, 1, 2))[0].outcome, Outcome::Committed);
+    let cpus: Vec<_> =
+        theirs.resync().iter().filter(|m| m.kind == MessageKind::ResyncCpu).map(|m| m.cpu).collect();
+    assert_eq!(cpus, [1, 2], "an agent hears of its own CPUs");
+}
+
+#[test]
+fn an_agent_that_has_ended_decides_no_more() {
+    let mut host = host();
+    host.incarnation = Some(4);
+    let good = run(&host, 1, 2);
+    assert_eq!(refused(host, 1, Txn { incarnation: 3, ..good }), Outcome::NoAgent);
+    let mut host = self::host();
+    host.incarnation = Some(4);
+    assert_eq!(host.commit(1, &Txn { incarnation: 4, ..good })[0].outcome, Outcome::Committed);
+    let v1_1 = Version { major: 1, minor: 1 };
+    let mut old = Mechanism { version: v1_1, incarnation: Some(4), ..self::host() };
+    assert_eq!(old.commit(1, &good)[0].outcome, Outcome::Committed, "a 1.1 agent does not name itself");
+}
+
 #[test]
 fn a_preemption_gives_the_task_back() {
     let mut host = host();

@@ -1,0 +1,423 @@
+//! One enclave of a worker host: its tasks, its CPUs, its end of the wire.
+
+use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use neap_abi::message::TASK_NONE;
+use neap_abi::{EpitaphRecord, Hello, Message, MessageKind, Outcome, TaskFlags, Version};
+use neap_vipu::Peer;
+
+use super::host::TaskNumbers;
+use super::{EnclaveConfig, Refused, WorkerError};
+use crate::event::{Event, EventKind, Events, Level};
+use crate::fifo_check::FifoCheck;
+use crate::link::{Attachment, OwnedLink};
+use crate::manager::Agents;
+use crate::mechanism::{AgentStanding, Mechanism, TaskState};
+use crate::ownership::Owners;
+use crate::report::{EpitaphReport, FallbackReport, Latency, Report, Snapshot};
+use crate::spare::SpareAgent;
+use crate::watchdog::Watchdog;
+use crate::window::{HostWindow, HostWindowError};
+use crate::wire::Wire;
+
+/// The first version whose agents come and go within a session.
+pub(super) const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
+
+/// What a host remembers of a task beyond the mechanism's needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    pub(super) request: u64,
+    pub(super) step: u32,
+    pub(super) created: Instant,
+    pub(super) runnable: Instant,
+    pub(super) cpu: u16,
+}
+
+/// A task that wakes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Alarm(pub(super) std::cmp::Reverse<Instant>, pub(super) u32);
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) mechanism: Mechanism,
+    pub(super) fifo: FifoCheck,
+    pub(super) jobs: Vec<Option<Job>>,
+    /// Tasks that are there.
+    pub(super) tasks: u32,
+    pub(super) alarms: BinaryHeap<Alarm>,
+    /// A decision for a CPU that another CPU's thread completed (groups).
+    pub(super) assigned: Vec<u32>,
+    pub(super) idle_since: Vec<Instant>,
+    /// Who decides.
+    pub(super) level: Level,
+    pub(super) link: Arc<OwnedLink>,
+    pub(super) spare: Option<SpareAgent>,
+    /// The IPU's agent seen last.
+    pub(super) incarnation: u32,
+    /// Its end has been noticed.
+    pub(super) ended: bool,
+    /// The agent that is not to come back.
+    pub(super) condemned: Option<u32>,
+    /// The IPU's peer number, as it was when the host attached: what an agent says of it later is not asked.
+    pub(super) ipu: u16,
+    pub(super) link_down: bool,
+    /// An attachment anew is under way, or not to be tried before a time.
+    pub(super) reattaching: bool,
+    pub(super) reattach_asked: bool,
+    pub(super) reattach_after: Instant,
+    /// The last agent that has had a decision committed.
+    pub(super) decided: Option<u32>,
+    /// Decisions committed of whoever decides now and those before, for the watchdog.
+    pub(super) agent_decisions: u64,
+    pub(super) watchdog: Watchdog,
+    pub(super) beats: u64,
+    /// Lines of a resync that did not fit yet, and what happened since; empty but during one.
+    pub(super) outbox: VecDeque<Message>,
+    pub(super) resync_due: bool,
+    pub(super) resyncs_asked: u32,
+    /// Lines of the ring up to the last resync's end, which the agent may not have taken yet.
+    pub(super) told: Option<u32>,
+    pub(super) finished_requests: HashSet<u64>,
+    pub(super) round_trip: Histogram<u64>,
+    pub(super) request: Histogram<u64>,
+    pub(super) outcomes: BTreeMap<Outcome, u64>,
+    pub(super) dropped_since: u32,
+    pub(super) events: Events,
+    pub(super) sampled: Instant,
+    /// Counts of links before this one.
+    pub(super) messages_before: u64,
+    pub(super) rings_before: u64,
+    pub(super) spare_messages: u64,
+    pub(super) faults_before: u32,
+    /// Its end has begun: its agent is told no more.
+    pub(super) closing: bool,
+    pub(super) closed: bool,
+    pub(super) report: Report,
+}
+
+impl State {
+    /// The lines of whoever decides; none while the host itself does.
+    pub(super) fn wire(&self) -> Option<&Wire<'_>> {
+        match self.level {
+            Level::Ipu => Some(self.link.link().wire()),
+            Level::OnHost => self.spare.as_ref().map(SpareAgent::wire),
+            Level::Host => None,
+        }
+    }
+
+    /// Takes note of verdicts that nobody is left to hear.
+    pub(super) fn break_groups(&mut self) {
+        for verdict in self.mechanism.break_groups() {
+            *self.outcomes.entry(verdict.outcome).or_default() += 1;
+        }
+    }
+}
+
+/// An enclave at work.
+#[derive(Debug)]
+pub struct Enclave {
+    id: u16,
+    pub(super) config: EnclaveConfig,
+    pub(super) window: Arc<HostWindow>,
+    pub(super) peer: Arc<Peer>,
+    pub(super) owners: Arc<Owners>,
+    numbers: Arc<TaskNumbers>,
+    pub(super) state: Mutex<State>,
+    /// By CPU: doorbells heard since a line was last taken.
+    pub(super) rings: Vec<AtomicU32>,
+    pub(super) start: Instant,
+    made: Instant,
+}
+
+fn histogram() -> Histogram<u64> {
+    // 1 ns to 10 minutes: what lies outside is recorded as the bound.
+    Histogram::new_with_bounds(1, 600_000_000_000, 3).expect("these bounds make a histogram")
+}
+
+impl Enclave {
+    /// Joins the enclave's domain and attaches; takes its CPUs, which are idle and nobody's, and tells the agent its state.
+    pub(super) fn attach(
+        id: u16,
+        config: EnclaveConfig,
+        owners: Arc<Owners>,
+        numbers: Arc<TaskNumbers>,
+        start: Instant,
+    ) -> Result<Self, WorkerError> {
+        let peer = Arc::new(Peer::connect(&config.socket, config.vectors, config.timeout)?);
+        let window = Arc::new(HostWindow::new(peer.map_window().map_err(HostWindowError::Map)?));
+        let attachment = attachment(&config, &owners, config.session, config.timeout);
+        let link = OwnedLink::attach(Arc::clone(&window), Arc::clone(&peer), &attachment)?;
+        let (theirs, ours) = (link.link().hello().tasks, owners.tasks());
+        if theirs < ours {
+            link.link().detach();
+            return Err(WorkerError::Tasks { theirs, ours });
+        }
+        let version = link.link().version();
+        let agent = link.link().agent();
+        let incarnation = agent.map_or(0, |agent| agent.incarnation);
+        let mut mechanism = Mechanism::sharing(Arc::clone(&owners), id, version);
+        let names_agents = version >= COMES_AND_GOES;
+        mechanism.incarnation = names_agents.then_some(incarnation);
+        link.link().wire().succeed(names_agents.then_some(incarnation));
+        let cpus = config.cpus.iter().filter(|&&cpu| mechanism.adopt_cpu(cpu)).count();
+        let faults = link.manager().and_then(|manager| manager.list().books).map_or(0, |books| books.faults);
+        let now = Instant::now();
+        let slots = usize::from(owners.cpus());
+        let mut state = State {
+            mechanism,
+            fifo: FifoCheck::new(cpus as u16),
+            jobs: vec![None; owners.tasks() as usize],
+            tasks: 0,
+            alarms: BinaryHeap::new(),
+            assigned: vec![TASK_NONE; slots],
+            idle_since: vec![now; slots],
+            level: Level::Ipu,
+            spare: None,
+            incarnation,
+            ended: false,
+            condemned: None,
+            ipu: agent.map_or(0, |agent| agent.peer),
+            link_down: false,
+            reattaching: false,
+            reattach_asked: false,
+            reattach_after: now,
+            decided: None,
+            agent_decisions: 0,
+            watchdog: Watchdog::new(config.watchdog),
+            beats: 0,
+            outbox: VecDeque::new(),
+            // An attachment starts with the whole state.
+            resync_due: true,
+            resyncs_asked: agent.map_or(0, |agent| agent.resyncs),
+            told: None,
+            finished_requests: HashSet::new(),
+            round_trip: histogram(),
+            request: histogram(),
+            outcomes: BTreeMap::new(),
+            dropped_since: 0,
+            events: Events::default(),
+            sampled: now,
+            messages_before: 0,
+            rings_before: 0,
+            spare_messages: 0,
+            faults_before: faults,
+            closing: false,
+            closed: false,
+            report: Report {
+                enclave: id,
+                cpus: cpus as u16,
+                policy: config.policy.clone(),
+                incarnations: 1,
+                version: version.to_string(),
+                ..Report::default()
+            },
+            link: Arc::new(link),
+        };
+        state.events.push(event(id, start, EventKind::Attached { incarnation }));
+        let rings = (0..slots).map(|_| AtomicU32::new(0)).collect();
+        let state = Mutex::new(state);
+        let enclave = Self { id, config, window, peer, owners, numbers, state, rings, start, made: now };
+        // The agent knows nothing yet: the state comes first.
+        enclave.pump(&mut enclave.lock());
+        Ok(enclave)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub fn config(&self) -> &EnclaveConfig {
+        &self.config
+    }
+
+    /// Its CPUs, as they are.
+    #[must_use]
+    pub fn cpus(&self) -> Vec<u16> {
+        self.lock().mechanism.own_cpus().map(|(cpu, _)| cpu).collect()
+    }
+
+    /// Creates a task for a request.
+    ///
+    /// # Errors
+    /// The enclave has all the tasks that it may have.
+    pub fn submit(&self, request: u64) -> Result<(), Refused> {
+        let mut state = self.lock();
+        let may = self.config.tasks_max.min(self.owners.tasks());
+        let task = if state.tasks < may { self.numbers.take() } else { None };
+        let Some(task) = task else {
+            state.report.tasks_rejected += 1;
+            return Err(Refused { tasks: may });
+        };
+        let now = Instant::now();
+        state.tasks += 1;
+        state.mechanism.create(task, 0, 0);
+        let cpu = state.mechanism.voice();
+        state.jobs[task as usize] = Some(Job { request, step: 0, created: now, runnable: now, cpu });
+        state.report.tasks_created += 1;
+        self.arrive(&mut state, MessageKind::TaskNew, cpu, task, TaskFlags::RUNNABLE);
+        Ok(())
+    }
+
+    /// A task's number is free again.
+    pub(super) fn give_back(&self, state: &mut State, task: u32) {
+        state.tasks = state.tasks.saturating_sub(1);
+        state.jobs[task as usize] = None;
+        self.numbers.give_back(task);
+    }
+
+    /// Counters as they are.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.lock();
+        let request = |quantile| state.request.value_at_quantile(quantile) as f64 / 1e3;
+        Snapshot {
+            elapsed_ms: self.made.elapsed().as_millis() as u64,
+            decisions: state.report.decisions,
+            tasks_created: state.report.tasks_created,
+            tasks_finished: state.report.tasks_finished,
+            queue_depth: state.fifo.waiting() as u64,
+            request_p50_us: request(0.5),
+            request_p99_us: request(0.99),
+            level: state.level,
+            incarnation: state.incarnation,
+        }
+    }
+
+    /// What was noticed so far, from event number `from` on.
+    #[must_use]
+    pub fn events(&self, from: usize) -> Vec<Event> {
+        self.lock().events.kept().get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// Its link, with the manager of its agents. After an attachment anew it is another.
+    #[must_use]
+    pub fn link(&self) -> Arc<OwnedLink> {
+        Arc::clone(&self.lock().link)
+    }
+
+    /// Attaches anew, under the next session's number, e.g. because the supervisor has given the agent up. Returns at
+    /// once: the events say when it has come back.
+    pub fn attach_anew(&self) {
+        self.lock().reattach_asked = true;
+    }
+
+    /// Whether no task is left.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.lock().tasks == 0
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of something.
+    pub(super) fn note(&self, state: &mut State, kind: EventKind) {
+        state.events.push(event(self.id, self.start, kind));
+    }
+
+    /// Raises the vector of one of the enclave's own CPUs.
+    pub(super) fn kick(&self, cpu: u16) {
+        // Our own vectors are there as long as we are, whoever else has left.
+        let _ = self.peer.ring(self.peer.id(), cpu);
+    }
+
+    /// Its CPUs are about to leave it, for good.
+    pub(super) fn begin_close(&self) {
+        self.lock().closing = true;
+    }
+
+    /// Ends the enclave, whose CPUs have left it: what it has is given back, whatever state it is in.
+    pub(super) fn close(&self) -> Report {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.closed = true;
+        let spare = state.spare.take();
+        state.spare_messages += spare.as_ref().map_or(0, |spare| u64::from(spare.wire().messages()));
+        drop(spare);
+        state.link.link().detach();
+        let report = self.final_report(state);
+        let left: Vec<u32> = state.mechanism.live_tasks().map(|(task, _)| task).collect();
+        for task in left {
+            state.mechanism.change(task, TaskState::Free);
+            self.give_back(state, task);
+        }
+        state.alarms.clear();
+        report
+    }
+
+    fn final_report(&self, state: &mut State) -> Report {
+        let link = Arc::clone(&state.link);
+        let link = link.link();
+        let agent = link.agent();
+        let agents = state.link.manager().map(|manager| manager.list());
+        let mut report = std::mem::take(&mut state.report);
+        let live = state.mechanism.live_tasks().count() as u64;
+        let accounted = report.tasks_finished + live;
+        report.tasks_lost = report.tasks_created.saturating_sub(accounted);
+        // Whoever decided had its time for these.
+        report.tasks_lost += live;
+        report.complete = report.tasks_created == report.tasks_finished;
+        report.level = state.level;
+        report.seconds = self.made.elapsed().as_secs_f64();
+        report.messages = state.messages_before + u64::from(link.messages()) + state.spare_messages;
+        report.agent_wakeups = state.rings_before + u64::from(link.rings());
+        report.doorbells = agent.map_or(0, |agent| agent.doorbells);
+        report.messages_unknown = agent.map_or(0, |agent| u64::from(agent.unknown));
+        report.outcomes = state.outcomes.iter().map(|(outcome, &n)| (outcome.name().to_owned(), n)).collect();
+        report.fifo_violations = state.fifo.violations();
+        report.round_trip = Latency::of(&state.round_trip);
+        report.request = Latency::of(&state.request);
+        report.round_trip_ns = Some(state.round_trip.clone());
+        report.request_ns = Some(state.request.clone());
+        report.epitaphs = self.epitaphs(link.hello(), link.session());
+        report.events = state.events.kept().to_vec();
+        report.events_dropped = state.events.dropped();
+        if let Some(Agents { running, books: Some(books), .. }) = agents {
+            report.agent = running.map_or_else(String::new, |agent| agent.name().to_owned());
+            report.crashes = u64::from(books.faults.wrapping_sub(state.faults_before) & 0xfff_ffff);
+        }
+        if state.level != Level::Ipu {
+            let why = report.fallbacks.last().map(|last: &FallbackReport| last.fault.in_words().to_owned());
+            report.agent_ended = why.or_else(|| Some("the agent ended".to_owned()));
+        }
+        report
+    }
+
+    fn epitaphs(&self, hello: &Hello, session: u32) -> Vec<EpitaphReport> {
+        let all = self.window.epitaphs(hello);
+        let ours = |record: &&EpitaphRecord| record.incarnation == 0 || record.epitaph.session == session;
+        all.iter().filter(ours).map(EpitaphReport::of).collect()
+    }
+}
+
+impl State {
+    /// Whether the agent's txns count.
+    pub(super) fn agent_is_good(&self) -> bool {
+        self.mechanism.agent == AgentStanding::Good
+    }
+}
+
+fn event(enclave: u16, start: Instant, kind: EventKind) -> Event {
+    Event { at_us: start.elapsed().as_micros() as u64, enclave, kind }
+}
+
+/// How an enclave presents itself in a session.
+pub(super) fn attachment(
+    config: &EnclaveConfig,
+    owners: &Owners,
+    session: u32,
+    timeout: Duration,
+) -> Attachment {
+    // Any of the host's CPUs may come to be the enclave's.
+    let (cpus, version) = (owners.cpus(), config.version);
+    Attachment { cpus, session, policy: config.policy.clone(), version, timeout }
+}
