@@ -5,8 +5,8 @@
 
 mod analysis;
 mod host;
-mod metered;
-mod model;
+pub(super) mod metered;
+pub(super) mod model;
 mod program;
 mod report;
 mod script;
