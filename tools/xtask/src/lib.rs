@@ -8,6 +8,7 @@ pub mod agent_image;
 pub mod bench;
 pub mod budget;
 pub mod firmware;
+pub mod ipu;
 pub mod machine;
 pub mod panicfree;
 pub mod paths;
