@@ -9,7 +9,7 @@
 
 pub mod told;
 
-pub use told::Told;
+pub use told::{STACK_BYTES, Told};
 
 #[cfg(target_os = "none")]
 mod liar;
@@ -20,7 +20,7 @@ pub mod traces;
 #[cfg(target_os = "none")]
 pub use liar::Liar;
 #[cfg(target_os = "none")]
-pub use life::{STACK_BYTES, live, own_data, random, say, wait_for_leave};
+pub use life::{live, own_data, random, say, wait_for_leave};
 
 /// Makes `fn(&Given, &Told)` the agent's whole life. If it returns, it went unpunished.
 #[macro_export]

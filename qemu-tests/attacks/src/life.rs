@@ -10,9 +10,6 @@ use neap_queue::SlotWriter;
 
 use crate::told::{GO_WORD, Told, WORDS};
 
-/// Bytes of an agent's stack, as `ld/agent.ld` has it.
-pub const STACK_BYTES: u64 = 64 << 10;
-
 /// A hostile agent's whole life.
 pub fn live(given: &Given, crime: impl FnOnce(&Given, &Told)) -> ! {
     crime(given, &told());

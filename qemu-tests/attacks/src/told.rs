@@ -4,6 +4,10 @@
 pub const WORDS: usize = 16;
 /// The word that is not zero when the agent may go on; it is written after the others.
 pub const GO_WORD: usize = 0;
+/// Bytes of an agent's stack, as `ld/agent.ld` has it.
+pub const STACK_BYTES: u64 = 64 << 10;
+/// What an agent has in x0 that was asked for its core and keeps it.
+pub const ASKED: u64 = 0x6173_6b65_6421;
 
 /// What the agent is to know. Addresses are physical ones, which are the runtime's own too.
 ///
@@ -15,7 +19,7 @@ pub const GO_WORD: usize = 0;
 /// | 3 | runtime_data |
 /// | 4 | neighbour_window |
 /// | 5 | neighbour_doorbell |
-/// | 6 | own_window |
+/// | 6 | own_manager |
 /// | 7 | own_tables |
 /// | 8 | interrupt_controller |
 /// | 9 | own_cpu 16, neighbour_cpu 16, neighbour_task 32 |
@@ -31,8 +35,8 @@ pub struct Told {
     pub neighbour_window: u64,
     /// The doorbell page of another enclave.
     pub neighbour_doorbell: u64,
-    /// The enclave's own window.
-    pub own_window: u64,
+    /// The manager's line, in the enclave's own window.
+    pub own_manager: u64,
     /// The agent's own translation tables; known once it runs.
     pub own_tables: u64,
     /// The interrupt controller's registers.
@@ -55,7 +59,7 @@ impl Told {
         words[3] = self.runtime_data;
         words[4] = self.neighbour_window;
         words[5] = self.neighbour_doorbell;
-        words[6] = self.own_window;
+        words[6] = self.own_manager;
         words[7] = self.own_tables;
         words[8] = self.interrupt_controller;
         words[9] =
@@ -72,7 +76,7 @@ impl Told {
             runtime_data: words[3],
             neighbour_window: words[4],
             neighbour_doorbell: words[5],
-            own_window: words[6],
+            own_manager: words[6],
             own_tables: words[7],
             interrupt_controller: words[8],
             own_cpu: words[9] as u16,

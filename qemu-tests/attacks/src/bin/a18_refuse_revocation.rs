@@ -4,9 +4,8 @@
 neap_attacks::attack!(|given, _| {
     use core::sync::atomic::Ordering::Relaxed;
     neap_attacks::say(given);
-    let asked = || given.bindings.revoke.load(Relaxed) != 0;
-    // Whether it was asked is seen in x0 of its last registers.
-    loop {
-        core::hint::black_box(asked());
+    while given.bindings.revoke.load(Relaxed) == 0 {
+        neap_hal::cpu::call::relax();
     }
+    neap_hal::cpu::forbidden::hold(neap_attacks::told::ASKED);
 });

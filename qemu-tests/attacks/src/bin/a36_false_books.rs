@@ -1,4 +1,5 @@
-//! Says of itself in a txn what can't be: that it has taken lines that nobody has written (variant 0), a number that its tag denies (1), another agent's name (2).
+//! Says of itself in a txn what can't be: that it has taken lines that nobody has written (variant 0), a number that
+//! its tag denies (1), that it is the agent before it (2).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 neap_attacks::attack!(|given, told| {

@@ -15,7 +15,7 @@ neap_attacks::attack!(|given, _| {
     // The first range is the host's, the second the window's.
     let (host, own) = (grant(0), grant(1));
     let mut ticket = registers.ticket.load(Relaxed);
-    let mut faults = [0; 7];
+    let mut faults = [0u8; 7];
     let descriptors = [
         (Direction::HostToIpu, host, 0, 64, 0),
         (Direction::IpuToHost, 0, host, 64, 0),
@@ -41,7 +41,7 @@ neap_attacks::attack!(|given, _| {
                 break status;
             }
         };
-        *fault = (status >> 32) as u16;
+        *fault = (status >> 40) as u8;
     }
-    panic!("{faults:x?}");
+    panic!("{faults:?}");
 });

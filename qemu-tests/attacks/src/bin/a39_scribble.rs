@@ -5,7 +5,7 @@ neap_attacks::attack!(|given, _| {
     use neap_abi::grant::space;
     use neap_hal::cpu::forbidden::store_long;
     neap_attacks::say(given);
-    let mut random = neap_attacks::random(38);
+    let mut random = neap_attacks::random(39);
     let pages =
         [(space::SLOTS, 16 << 10), (space::CONTROL, 4096), (space::DMA, 4096), (space::BUFFER, 1 << 20)];
     for (start, bytes) in pages.into_iter().cycle() {
