@@ -186,9 +186,12 @@ pub fn epitaph(frame: &Frame, cause: Cause) -> Epitaph {
     let mut epitaph = Epitaph::new(cause, number as u8);
     epitaph.session = cores::core(number).session.load(Ordering::Relaxed);
     epitaph.time_ns = cores::shared().map_or(0, |shared| shared.timer.now_ns());
-    epitaph.esr = frame.esr;
     epitaph.elr = frame.elr;
-    epitaph.far = if frame.syndrome().has_fault_address() { frame.far } else { 0 };
+    // An interrupt has no syndrome: what stands there is of whatever came before.
+    if matches!(frame.kind(), Kind::Synchronous | Kind::SError) {
+        epitaph.esr = frame.esr;
+        epitaph.far = if frame.syndrome().has_fault_address() { frame.far } else { 0 };
+    }
     epitaph.spsr = frame.spsr;
     epitaph.registers[..31].copy_from_slice(&frame.x);
     epitaph.registers[31] = frame.sp;

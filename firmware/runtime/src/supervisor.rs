@@ -249,8 +249,14 @@ impl Held {
     /// Says why an agent ended.
     fn bury(&mut self, end: &End, place: Place, cause: Cause) {
         let core = core_of(self.index) as u8;
-        let mut epitaph = end.epitaph.unwrap_or(Epitaph::new(cause, core));
-        if epitaph.cause != cause {
+        let mut epitaph = end.epitaph.unwrap_or_else(|| {
+            // It has given its core back: nobody but us can say how that was.
+            let mut epitaph = Epitaph::new(cause, core);
+            epitaph.session = self.core().session.load(Ordering::Relaxed);
+            epitaph.time_ns = cores::shared().map_or(0, |shared| shared.timer.now_ns());
+            epitaph
+        });
+        if epitaph.cause != cause || end.epitaph.is_none() {
             epitaph.set_text(match cause {
                 Cause::Late => "it owed its host a decision for too long",
                 Cause::Flood => "it rang without deciding",

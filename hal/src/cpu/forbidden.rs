@@ -57,8 +57,6 @@ forbidden! {
     execute_nothing: "udf #0";
     /// Calls a debugger.
     break_here: "brk #0x2a";
-    /// Puts the stack pointer out of line, and uses it.
-    misalign_stack: "mov x1, sp" "add x1, x1, #4" "mov sp, x1" "ldr x0, [sp]";
 }
 
 /// Ends the simulator, as semihosting's SYS_EXIT would.

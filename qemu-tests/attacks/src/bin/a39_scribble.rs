@@ -5,9 +5,10 @@ neap_attacks::attack!(|given, _| {
     use neap_abi::grant::space;
     use neap_hal::cpu::forbidden::store_long;
     neap_attacks::say(given);
+    // Its host should have heard of it before its line says nothing any more.
+    let _ = neap_attacks::wait_for_leave();
     let mut random = neap_attacks::random(39);
-    let pages =
-        [(space::SLOTS, 16 << 10), (space::CONTROL, 4096), (space::DMA, 4096), (space::BUFFER, 1 << 20)];
+    let pages = [(space::SLOTS, 4096), (space::CONTROL, 4096), (space::DMA, 4096), (space::BUFFER, 1 << 20)];
     for (start, bytes) in pages.into_iter().cycle() {
         for address in (start..start + bytes).step_by(8) {
             store_long(address, random());

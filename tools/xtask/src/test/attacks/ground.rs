@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use neap_abi::layout::{DMA_PAGE_OFFSET, TASKS_USUAL};
-use neap_abi::supervisor::{Binding, BindingKind, Books};
+use neap_abi::supervisor::{Binding, BindingKind, Books, Identity};
 use neap_abi::{EpitaphRecord, RegionKind, VERSION};
 use neap_attacks::Told;
 use neap_attacks::told::GO_WORD;
@@ -225,6 +225,8 @@ impl<'a> Ground<'a> {
     /// Rings of each vector that the one who listens in an enclave's domain has heard since this was asked last.
     pub fn listen(&self, enclave: usize) -> Result<Vec<u64>> {
         let listener = &self.listeners[enclave];
+        // Who comes and goes is nothing to it, but who does not listen to that is no peer for long.
+        listener.poll_changes()?;
         (0..VECTORS).map(|vector| Ok(listener.wait(vector, Some(Duration::ZERO))?)).collect()
     }
 
@@ -335,7 +337,11 @@ pub(super) struct Session<'g> {
 impl Session<'_> {
     fn hold<T>(&mut self, with: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.work().context("before the attack")?;
-        let before = self.books()?;
+        // Its start may not be in the books yet.
+        let before = wait_for("every core has its agent", || {
+            let books = self.books()?;
+            Ok((books.cores_free == 0).then_some(books))
+        })?;
         let done = with(self)?;
         self.restore().context("the agent before it does not come back")?;
         self.work().context("after the attack")?;
@@ -374,8 +380,7 @@ impl Session<'_> {
 
     /// Sees that FIFO runs again, by its own doing or by ours.
     fn restore(&self) -> Result<()> {
-        let agents = self.agents()?;
-        if agents.running.is_none_or(|agent| agent.name() != "fifo") {
+        if self.running()?.name() != "fifo" {
             self.with_manager(|manager| Ok(manager.replace("fifo", PATIENCE, PATIENCE)?))?;
         }
         Ok(())
@@ -392,16 +397,22 @@ impl Session<'_> {
         self.with_manager(|manager| Ok(manager.list()))
     }
 
-    /// The supervisor's books.
+    /// The supervisor's books. It may be about to write them.
     pub fn books(&self) -> Result<Books> {
-        self.agents()?.books.context("the supervisor keeps no books")
+        wait_for("the supervisor's books", || Ok(self.agents()?.books))
     }
 
-    /// The last epitaph of the enclave's core.
-    pub fn epitaph(&self) -> Option<EpitaphRecord> {
+    /// The agent that runs, or ran last.
+    pub fn running(&self) -> Result<Identity> {
+        wait_for("the supervisor's word on who runs", || Ok(self.agents()?.running))
+    }
+
+    /// The last epitaph of the agent of that name.
+    pub fn epitaph(&self, name: &str) -> Result<EpitaphRecord> {
         let link = self.enclave.link();
-        let all = link.window().epitaphs(link.link().hello());
-        all.into_iter().find(|record| record.epitaph.core == CORE)
+        let mut all = link.window().epitaphs(link.link().hello()).into_iter();
+        let found = all.find(|record| record.epitaph.core == CORE && record.name() == name);
+        found.filter(|record| record.epitaph.session == link.link().session()).context("there is no epitaph")
     }
 
     /// Tells an attack what it is to know, and whether it may go on.

@@ -24,12 +24,12 @@ mod at {
     pub const ENTRY: usize = 24;
     pub const STACK_BYTES: usize = 28;
     pub const NAME: usize = 32;
-    /// Of the first segment; those of the second follow.
+    /// Of the first segment; each next one's follow.
     pub const ADDRESS: usize = 72;
     pub const MEMORY_BYTES: usize = 76;
     pub const FILE_BYTES: usize = 84;
     pub const RIGHTS: usize = 88;
-    pub const SECOND: usize = 20;
+    pub const NEXT: usize = 20;
 }
 
 /// What is done to a good image.
@@ -85,7 +85,7 @@ const SPOILT: [(&str, Spoil, u8); 18] = [
     (
         "one whose segments overlap",
         |image| {
-            image.copy_within(at::ADDRESS..at::ADDRESS + 4, at::ADDRESS + at::SECOND);
+            image.copy_within(at::ADDRESS..at::ADDRESS + 4, at::ADDRESS + at::NEXT);
         },
         9,
     ),
@@ -99,7 +99,7 @@ const SPOILT: [(&str, Spoil, u8); 18] = [
     (
         "one that takes too much memory",
         |image| {
-            put(image, at::MEMORY_BYTES + at::SECOND, 5 << 20, 4);
+            put(image, at::MEMORY_BYTES + 2 * at::NEXT, 5 << 20, 4);
         },
         11,
     ),

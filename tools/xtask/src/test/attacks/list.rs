@@ -68,8 +68,6 @@ mod class {
     pub const COUNTER_ASTRAY: (u64, &str) = (0x22, "misaligned program counter");
     pub const NOT_MAPPED: (u64, &str) = (0x24, "data abort: not mapped");
     pub const NOT_PERMITTED: (u64, &str) = (0x24, "data abort: not permitted");
-    pub const NO_DEVICE: (u64, &str) = (0x24, "data abort: no device answered");
-    pub const STACK_ASTRAY: (u64, &str) = (0x26, "misaligned stack pointer");
     pub const BREAKPOINT: (u64, &str) = (0x3c, "breakpoint instruction");
 }
 
@@ -258,34 +256,9 @@ pub(super) const ATTACKS: &[Attack] = &[
     itself("a29_exit_unasked", 0, "gives its core back unasked", {
         Proof { also: |_| true, ..condemned(Cause::Exit, "it gave its core back unasked") }
     }),
-    itself("a30_registers_misused", 0, "stores to its doorbell out of line", {
-        // A real core says that it is misaligned; QEMU, up to 8.2, that no device takes it.
-        Proof { text: None, ..store(class::NO_DEVICE, |_| at(space::DOORBELL + 0xd)) }
-    }),
-    itself(
-        "a30_registers_misused",
-        1,
-        "stores to a register that there is not",
-        store(class::NO_DEVICE, |_| at(space::DOORBELL + 0x800)),
-    ),
-    itself(
-        "a30_registers_misused",
-        2,
-        "stores to the last byte of its doorbell page",
-        store(class::NO_DEVICE, |_| at(space::DOORBELL + 0xfff)),
-    ),
-    itself(
-        "a30_registers_misused",
-        3,
-        "loads from a register that there is not",
-        load(class::NO_DEVICE, |_| at(space::DOORBELL + 0x800)),
-    ),
-    itself(
-        "a30_registers_misused",
-        4,
-        "uses its doorbell page as a lock",
-        load(class::NO_DEVICE, |_| at(space::DOORBELL + 0x800)),
-    ),
+    itself("a30_registers_misused", 0, "stores to its doorbell out of line", MISUSE),
+    itself("a30_registers_misused", 1, "stores to a register that there is not", MISUSE),
+    itself("a30_registers_misused", 2, "uses its doorbell page as a lock", MISUSE),
     ended(
         "a31_flood",
         0,
@@ -412,14 +385,24 @@ pub(super) const ATTACKS: &[Attack] = &[
         store(class::NOT_MAPPED, |_| at(space::CONTROL + PAGE_BYTES)),
     ),
     ended("a45_sleep_for_ever", 0, "sleeps whenever it is woken", End::Killed, ABORT),
-    itself("a46_out_of_line", 0, "puts its stack out of line", exception(class::STACK_ASTRAY)),
     itself(
-        "a46_out_of_line",
-        1,
-        "puts its next instruction out of line",
+        "a46_jump_out_of_line",
+        0,
+        "executes what is out of line",
         Proof { far: |_| at(space::IMAGE + 2), ..exception(class::COUNTER_ASTRAY) },
     ),
 ];
+
+/// What is no proper use of a register ends the agent, unless the machine does not mind. QEMU does not where no register
+/// is, and up to 8.2 not if the address is out of line.
+const MISUSE: Proof = Proof {
+    far: |_| 0..space::DOORBELL + PAGE_BYTES,
+    also: |record| match record.epitaph.cause {
+        Cause::Synchronous => record.epitaph.far >= space::DOORBELL,
+        cause => cause == Cause::Panic && record.epitaph.text() == "the machine does not mind",
+    },
+    ..PLAIN
+};
 
 /// Words that are not an agent's own are not copied, whatever it says; its line, which is a number, is.
 const LAST_WORDS: Proof = Proof {

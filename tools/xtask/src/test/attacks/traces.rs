@@ -39,7 +39,7 @@ fn follow(session: &Session<'_>, leaves: &[u8], looks: &[u8]) -> Result<(u64, u6
     wait_for("the traces", || Ok((session.books()?.started != before.started).then_some(())))?;
     let left = memory(session)?;
     // It has decided nothing; it is to stay all the same.
-    let agent = session.agents()?.running.context("no agent runs")?;
+    let agent = session.running()?;
     session.enclave.link().link().confirm(agent.incarnation);
     wait_for("the first stays", || {
         Ok(session.with_manager(|manager| Ok(manager.answer(request)))?.filter(|_| true))
@@ -74,13 +74,12 @@ fn look(session: &Session<'_>, looks: &[u8]) -> Result<Range<u64>> {
     let before = session.books()?;
     take_over(session, looks, AGENTS[1], LONG_TRIAL)?;
     let lies = wait_for("the one that looks", || {
-        let looking = session.agents()?.running.is_some_and(|agent| agent.name() == AGENTS[1]);
+        let looking = session.running()?.name() == AGENTS[1];
         looking.then(|| memory(session)).transpose()
     })?;
     session.tell(&session.told(0)?, true)?;
     wait_for("what it has found", || Ok((session.books()?.rollbacks != before.rollbacks).then_some(())))?;
-    let record = session.epitaph().context("there is no epitaph")?;
-    let found = (record.name(), record.epitaph.text());
-    ensure!(found == (AGENTS[1], NOTHING), "{found:?}");
+    let record = session.epitaph(AGENTS[1])?;
+    ensure!(record.epitaph.text() == NOTHING, "{}", record.epitaph.text());
     Ok(lies)
 }
