@@ -76,6 +76,8 @@ pub fn own(number: usize) -> ! {
             idle(|idle| idle.sleep(None));
             continue;
         };
+        // It may have been given as the next of one that ended meanwhile.
+        core.set_state(CoreState::Running);
         loop {
             core.session.store(lent.session, Ordering::Relaxed);
             let end = lend(lent);
@@ -105,14 +107,20 @@ fn lend(lent: Lent) -> End {
         own.end = None;
         own.idle.lend();
     });
-    // SAFETY: the supervisor gives out spaces that are whole and keeps them until the core has told their agent's end.
-    // Interrupts are masked in the runtime, and `on_exception` knows agents.
-    unsafe { el0::enter(space, entry, space::STACK_END) };
+    // An abort that came before is acknowledged by now and interrupts nothing; one that comes from here on waits for EL0.
+    let cause = if cores::core(power::core()).is_to_abort(incarnation) {
+        Cause::Abort
+    } else {
+        // SAFETY: the supervisor gives out spaces that are whole and keeps them until the core has told their agent's end.
+        // Interrupts are masked in the runtime, and `on_exception` knows agents.
+        unsafe { el0::enter(space, entry, space::STACK_END) };
+        Cause::Exit
+    };
     OWNED.with(|own| {
         own.lent = None;
         own.idle.reclaim();
-        let exit = Came { incarnation, cause: Some(Cause::Exit) };
-        let end = own.end.take().unwrap_or(End { came: exit, began, epitaph: None });
+        let came = Came { incarnation, cause: Some(cause) };
+        let end = own.end.take().unwrap_or(End { came, began, epitaph: None });
         End { began, ..end }
     })
 }

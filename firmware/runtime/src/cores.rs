@@ -88,8 +88,9 @@ pub struct Core {
     abort: AtomicU32,
     /// The session that its agent serves.
     pub session: AtomicU32,
-    /// What the core is to run next: one at most. (An empty collection is all zero, and so takes no room in the image.)
-    next: SpinMutex<Deque<Lent, 1>>,
+    /// What the core is to run next: an agent that it has not taken yet, and the one that is to take over from that. (An
+    /// empty collection is all zero, and so takes no room in the image.)
+    next: SpinMutex<Deque<Lent, 2>>,
     ends: SpinMutex<Deque<End, ENDS_MAX>>,
     /// How to wake it, once it has joined the interrupt controller: one at most.
     target: SpinMutex<Vec<Target, 1>>,
@@ -147,17 +148,21 @@ impl Core {
 
     /// Gives the core, which is ready, an agent to run.
     pub fn give(&self, lent: Lent) {
+        self.forget();
         self.give_next(lent);
         self.set_state(CoreState::Running);
         self.wake();
     }
 
-    /// Gives the core, on which an agent runs, the one that follows it.
+    /// Gives the core, on which an agent runs or is about to, the one that follows it.
     pub fn give_next(&self, lent: Lent) {
-        let mut next = self.next.lock();
-        next.clear();
-        // There is room for one, and it is empty.
-        let _ = next.push_back(lent);
+        // There is room for both.
+        let _ = self.next.lock().push_back(lent);
+    }
+
+    /// What the core was given is nobody's any more.
+    pub fn forget(&self) {
+        self.next.lock().clear();
     }
 
     /// What the core was given, once.

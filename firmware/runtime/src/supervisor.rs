@@ -173,7 +173,9 @@ fn hold(machine: &mut Machine, index: usize, count: usize, cores: usize, sleeps:
         Ok(window) => Box::leak(Box::new(window)),
         Err(error) => give_up(format_args!("enclave {index}: {error}")),
     };
-    let vectors = match machine.receive_vectors(index) {
+    // An agent can ring its own function: it is not to wake others' cores by that.
+    let wakes = |vector| vector == SUPERVISOR_VECTOR || usize::from(vector) == core_of(index);
+    let vectors = match machine.receive_vectors(index, wakes) {
         Ok(vectors) => vectors,
         Err(error) => give_up(format_args!("enclave {index}: {error}")),
     };
@@ -262,6 +264,7 @@ impl Held {
                 Cause::Flood => "it rang without deciding",
                 Cause::Poison => "it broke the protocol",
                 Cause::Exit => "it gave its core back unasked",
+                Cause::Abort => "it did not give its core back",
                 _ => epitaph.cause.name(),
             });
             epitaph.cause = cause;
@@ -613,8 +616,7 @@ impl Supervisor {
             // SAFETY: the core is off.
             unsafe { log::reset(number) };
             end::reset(number);
-            // What it was given before its end is nobody's any more.
-            drop(cores::core(number).take());
+            cores::core(number).forget();
             self.start_core(number);
         }
         off

@@ -365,6 +365,11 @@ pub mod msix_table {
         field!(entry, control).write(0);
     }
 
+    /// Masks a vector, whatever it was before.
+    pub fn close(mut entry: UniqueMmioPointer<'_, Entry>) {
+        field!(entry, control).write(1);
+    }
+
     #[cfg(test)]
     mod tests {
         use super::*;
@@ -380,6 +385,10 @@ pub mod msix_table {
             let entry = unsafe { UniqueMmioPointer::new(entries.add(1)) };
             aim(entry, 0x12_0802_0040, 81);
             assert_eq!(memory.0, [u32::MAX, u32::MAX, u32::MAX, u32::MAX, 0x0802_0040, 0x12, 81, 0]);
+            let entries = NonNull::from(&mut memory).cast::<Entry>();
+            // SAFETY: as above.
+            close(unsafe { UniqueMmioPointer::new(entries.add(1)) });
+            assert_eq!(memory.0[7], 1);
         }
     }
 }

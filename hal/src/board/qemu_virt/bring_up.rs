@@ -57,27 +57,34 @@ impl Machine {
         Some(DoorbellPage::new(unsafe { UniqueMmioPointer::new(registers) }))
     }
 
-    /// Lets the host raise interrupts through the `index`th ivshmem function: its vector *n* becomes the message frame's
-    /// *n*th interrupt. Returns for how many vectors; 0 where no frame is (GICv3).
+    /// Lets others raise interrupts through the `index`th ivshmem function: its vector *n*, if it is `wanted`, becomes the
+    /// message frame's *n*th interrupt. Returns for how many vectors; 0 where no frame is (GICv3). Whoever may ring the
+    /// function, its own agent too, can raise these and no others.
     ///
     /// # Errors
     /// As [`pci::enable_msix`].
-    pub fn receive_vectors(&mut self, index: usize) -> Result<u16, PciError> {
+    pub fn receive_vectors(&mut self, index: usize, wanted: impl Fn(u16) -> bool) -> Result<u16, PciError> {
         let (Some(frame), Some(function)) = (self.message_frame, self.functions.get(index)) else {
             return Ok(0);
         };
         let count = function.vectors.min(frame.count.try_into().unwrap_or(u16::MAX));
         let table = core::ptr::with_exposed_provenance_mut::<Entry>(function.msix_table as usize);
+        let mut aimed = 0;
         for vector in 0..count {
             if let Some(entry) = NonNull::new(table.wrapping_add(usize::from(vector))) {
                 // SAFETY: `assign` checked that the table has as many entries; `bring_up` mapped it as registers; `&mut
                 // self` keeps other users away, and there are no others.
                 let entry = unsafe { UniqueMmioPointer::new(entry) };
-                msix_table::aim(entry, frame.address, frame.first + u32::from(vector));
+                if wanted(vector) {
+                    msix_table::aim(entry, frame.address, frame.first + u32::from(vector));
+                    aimed += 1;
+                } else {
+                    msix_table::close(entry);
+                }
             }
         }
         pci::enable_msix(&mut self.configuration, function.address, true)?;
-        Ok(count)
+        Ok(aimed)
     }
 }
 
