@@ -89,6 +89,8 @@ pub struct LaidOut {
     parts: Vec<(BindingKind, Mapped)>,
     segments: Range<usize>,
     grant: u64,
+    /// Whether nobody has run in it since it was made as its image has it.
+    fresh: bool,
 }
 
 /// Memory of the runtime's by its physical address.
@@ -150,7 +152,7 @@ impl LaidOut {
         // was forgotten when its pages went back.
         let space = unsafe { mmu::build_space(map, asid, base..grant, &mapped) };
         match space {
-            Ok(space) => Ok(Self { header, space, image, run, parts, segments, grant }),
+            Ok(space) => Ok(Self { header, space, image, run, parts, segments, grant, fresh: false }),
             Err(error) => {
                 pages.give_back(run);
                 Err((LayOutError::Map(error), image))
@@ -162,6 +164,9 @@ impl LaidOut {
     ///
     /// Called while no core runs in the space.
     pub fn refresh(&mut self) {
+        if core::mem::replace(&mut self.fresh, true) {
+            return;
+        }
         let image = self.image.bytes();
         for (segment, (_, mapped)) in
             self.header.segments().iter().zip(self.parts.get(self.segments.clone()).unwrap_or_default())
@@ -188,8 +193,9 @@ impl LaidOut {
         }
     }
 
-    /// Writes the grant page, with nothing asked for.
+    /// Writes the grant page, with nothing asked for: an agent is about to run.
     pub fn set_grant(&mut self, grant: &Grant) {
+        self.fresh = false;
         let words = memory(self.grant).cast::<u64>();
         for word in 0..PAGE_BYTES as usize / 8 {
             let value = grant.to_words().get(word).copied().unwrap_or(0);
