@@ -207,14 +207,20 @@ impl Epitaph {
 
     /// Puts the end of `file` and the start of `text` in, as much as fits.
     pub fn set_source(&mut self, file: &str, line: u32, text: &str) {
-        let (file, text) = (file.as_bytes(), text.as_bytes());
+        let file = file.as_bytes();
         let tail = &file[file.len().saturating_sub(self.file.len())..];
         self.file = [0; 60];
         self.file[..tail.len()].copy_from_slice(tail);
+        self.line = line;
+        self.set_text(text);
+    }
+
+    /// Puts the start of `text` in, as much as fits.
+    pub fn set_text(&mut self, text: &str) {
+        let text = text.as_bytes();
         let head = &text[..text.len().min(self.text.len())];
         self.text = [0; 128];
         self.text[..head.len()].copy_from_slice(head);
-        self.line = line;
     }
 
     /// The source file's name, as far as it is text.

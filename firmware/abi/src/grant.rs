@@ -48,6 +48,8 @@ pub mod call {
 pub const MAGIC: u64 = u64::from_le_bytes(*b"NEAPGRNT");
 /// Words of the page that are given a meaning.
 pub const WORDS: usize = 24;
+/// The word that says where the agent goes on: taken and resyncs.
+pub const RESUME_WORD: usize = 8;
 /// The word that is not zero when the supervisor wants the core back.
 pub const REVOKE_WORD: usize = 31;
 
@@ -115,7 +117,7 @@ impl Grant {
         words[5] = self.host_peer as u64 | (self.wake_peer as u64) << 16 | (self.wake_vector as u64) << 32;
         words[6] = self.idle_polls as u64;
         words[7] = self.sleep_ns as u64;
-        words[8] = self.taken as u64 | (self.resyncs as u64) << 32;
+        words[RESUME_WORD] = self.taken as u64 | (self.resyncs as u64) << 32;
         words[9] = self.tasks as u64;
         words[10] = self.dma_bytes as u64 | (self.buffer_bytes as u64) << 32;
         words
@@ -139,8 +141,8 @@ impl Grant {
             wake_vector: (words[5] >> 32) as u16,
             idle_polls: words[6] as u32,
             sleep_ns: words[7] as u32,
-            taken: words[8] as u32,
-            resyncs: (words[8] >> 32) as u32,
+            taken: words[RESUME_WORD] as u32,
+            resyncs: (words[RESUME_WORD] >> 32) as u32,
             tasks: words[9] as u32,
             dma_bytes: words[10] as u32,
             buffer_bytes: (words[10] >> 32) as u32,

@@ -63,8 +63,8 @@ enum Place {
 }
 
 impl<'m, const N: usize> Fifo<'m, N> {
-    /// FIFO for `cpus` host CPUs (at most [`CPUS_MAX`]). It decides nothing before the host has sent its state: an
-    /// attachment starts with a resync.
+    /// FIFO for `cpus` host CPUs (at most [`CPUS_MAX`]). Its first message is a resync's first, which clears `memory`; only
+    /// where that is fresh may another come before.
     #[must_use]
     pub fn new(cpus: u16, memory: &'m mut [Task; N]) -> Self {
         let count = cpus.min(CPUS_MAX);

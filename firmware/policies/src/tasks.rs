@@ -18,6 +18,10 @@ pub struct Task {
 }
 
 impl Task {
+    /// What is remembered of a task that is not there: all zero.
+    pub const ABSENT: Self =
+        Self { stamp: 0, state: State::Absent, cpu: 0, first_cpu: 0, cpu_count: 0, next: 0, previous: 0 };
+
     /// Whether the task may run on `cpu`.
     #[must_use]
     #[inline(always)]
@@ -60,11 +64,12 @@ pub struct Tasks<'m, const N: usize>(&'m mut [Task; N]);
 impl<'m, const N: usize> Tasks<'m, N> {
     const POWER_OF_TWO: () = assert!(N.is_power_of_two());
 
-    /// An empty table.
+    /// A table over memory that is all [`Task::ABSENT`], or is to be cleared first. It does not clear it itself: that takes
+    /// longer than all else that an agent does before its first decision, and the resync that every agent begins with
+    /// does it anyway.
     #[must_use]
     pub fn new(memory: &'m mut [Task; N]) -> Self {
         let () = Self::POWER_OF_TWO;
-        memory.fill(Task::default());
         Self(memory)
     }
 

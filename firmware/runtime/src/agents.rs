@@ -1,99 +1,55 @@
-//! Agents' cores: how a core is owned, and how an agent is entered.
+//! Agents' cores: how a core is lent to an agent at EL0, what it can ask for there, and how the core comes back.
 
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 use core::num::NonZeroU32;
-use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
-use neap_abi::Version;
-use neap_agent::{AgentError, Bindings, Doorbell, Exit};
+use neap_abi::grant::{call, space};
+use neap_abi::{Cause, Epitaph};
+use neap_hal::cpu::exception::{Frame, Kind};
 use neap_hal::cpu::timer::Timer;
-use neap_hal::soc::msix::Doorbells;
-use neap_policies::Task;
-use neap_queue::Line;
+use neap_hal::cpu::{CORES_MAX, el0, power};
 
-use crate::cores;
+use crate::cores::{self, End, Lent};
+use crate::enclave::{Came, CoreState};
 use crate::idle::CoreIdle;
-use crate::session::CoreState;
+use crate::window::Resume;
 
-/// All that an agent may touch: its secure binding.
-pub struct Grant {
-    /// The message ring, fresh.
-    pub messages: &'static [Line],
-    /// The decision slots, fresh, one for each host CPU of the enclave.
-    pub slots: &'static [Line],
-    /// Its control line.
-    pub control: &'static Line,
-    /// The doorbells of those CPUs.
-    pub doorbell: Bell,
-    /// Memory of its own.
-    pub memory: PrivateMemory,
-    /// Our own peer number in the enclave's domain, for the host to wake the agent by.
-    pub peer: u16,
-    /// The host's session.
-    pub session: u32,
-    /// The version that host and IPU speak.
-    pub version: Version,
+/// What a core keeps for itself.
+struct Own {
+    idle: CoreIdle,
+    /// The agent that has the core.
+    lent: Option<Lent>,
+    /// How it ended.
+    end: Option<End>,
 }
 
-/// The right to ring the enclave's host CPUs.
-#[derive(Clone, Copy, Debug)]
-pub struct Bell(pub Doorbells<'static>);
+/// Each core's own, uninitialised until [`own`] makes it.
+struct Owned([UnsafeCell<MaybeUninit<Own>>; CORES_MAX]);
 
-impl Doorbell for Bell {
-    #[inline(always)]
-    fn ring(&self, cpu: u16) {
-        // The libOS rings no CPU outside the enclave; the handle would not either.
-        self.0.ring(cpu);
+// SAFETY: a core touches its own entry only, by [`Owned::make`] and [`Owned::with`], in the runtime with interrupts masked
+// or in the handler of an exception from EL0, never in both: the handler interrupts the agent, not the runtime.
+unsafe impl Sync for Owned {}
+
+static OWNED: Owned = Owned([const { UnsafeCell::new(MaybeUninit::uninit()) }; CORES_MAX]);
+
+impl Owned {
+    /// Makes the running core's own.
+    fn make(&self, own: Own) {
+        // SAFETY: by `Owned`.
+        unsafe { (*self.0[power::core() % CORES_MAX].get()).write(own) };
+    }
+
+    /// Uses the running core's own, which [`own`] has made before any agent ran here.
+    fn with<T>(&self, use_it: impl FnOnce(&mut Own) -> T) -> T {
+        let own = self.0[power::core() % CORES_MAX].get();
+        // SAFETY: by `Owned`; made, as said; no caller calls this again inside `use_it`.
+        use_it(unsafe { (*own).assume_init_mut() })
     }
 }
 
-/// One agent's own memory: the supervisor's to give out, to one agent at a time.
-#[derive(Debug)]
-pub struct PrivateMemory {
-    tasks: NonNull<Task>,
-    count: usize,
-}
-
-// SAFETY: the memory belongs to nobody but who holds this.
-unsafe impl Send for PrivateMemory {}
-
-impl PrivateMemory {
-    /// Memory for one agent.
-    pub fn new(tasks: &'static mut [Task]) -> Self {
-        Self { count: tasks.len(), tasks: NonNull::from(tasks).cast() }
-    }
-
-    /// The same memory again, for the next agent.
-    ///
-    /// # Safety
-    /// The agent that was given it has ended.
-    pub unsafe fn again(&self) -> Self {
-        Self { tasks: self.tasks, count: self.count }
-    }
-
-    fn into_tasks(self) -> &'static mut [Task] {
-        // SAFETY: `new` took a slice of this length for good, and this is its only holder.
-        unsafe { core::slice::from_raw_parts_mut(self.tasks.as_ptr(), self.count) }
-    }
-}
-
-/// Runs an agent on this core until it gives the core back. This is where an agent meets its bindings, and the only place
-/// that knows at which exception level it runs.
-fn enter(core: u8, grant: Grant, idle: &mut CoreIdle) -> Result<Exit, AgentError> {
-    let bindings = Bindings {
-        slots: grant.slots,
-        control: grant.control,
-        revoke: &cores::core(core.into()).revoke,
-        doorbell: grant.doorbell,
-        core,
-        wake: (grant.peer, core.into()),
-        session: grant.session,
-        version: grant.version,
-    };
-    neap_agent_fifo::start(bindings, grant.messages, grant.memory.into_tasks(), idle)
-}
-
-/// A started core's life: it sleeps until it is given an agent, runs it, and sleeps again.
+/// A started core's life: it sleeps until it is given an agent, lends itself, and takes itself back.
 ///
 /// # Panics
 /// When the machine does not let it join; its epitaph then says why.
@@ -111,27 +67,144 @@ pub fn own(number: usize) -> ! {
             panic!("{error}");
         }
     }
-    let mut idle = CoreIdle::new(shared.args.idle, timer, interface, shared.message_frame.is_some());
+    el0::prepare();
+    OWNED.make(Own { idle: CoreIdle::new(timer, interface), lent: None, end: None });
     core.set_state(CoreState::Ready);
     defmt::debug!("core {=usize} is ready", number);
     loop {
-        let Some(grant) = core.take() else {
-            idle.sleep(None);
+        let Some(mut lent) = core.take() else {
+            idle(|idle| idle.sleep(None));
             continue;
         };
-        core.session.store(grant.session, Ordering::Relaxed);
-        defmt::info!("session {=u32}: agent starts on core {=usize}", grant.session, number);
-        match enter(number as u8, grant, &mut idle) {
-            Ok(Exit::Revoked) => defmt::info!("agent on core {=usize} has stopped", number),
-            Err(error) => panic!("the agent can't start: {error}"),
+        loop {
+            core.session.store(lent.session, Ordering::Relaxed);
+            let end = lend(lent);
+            // The next one first: whoever looks on can wait.
+            let next = core.ended(end);
+            cores::core(0).wake();
+            match next {
+                Some(next) => lent = next,
+                None => break,
+            }
         }
-        core.set_state(CoreState::Ready);
-        cores::core(0).wake();
     }
 }
 
-/// Nanoseconds that a drowsy agent sleeps at most: a host's vector wakes it earlier. Where no vector can (GICv3) the
-/// timer is all there is, so the sleep is short.
-pub(crate) const SLEEP_NS: NonZeroU32 = NonZeroU32::new(2_000_000).unwrap();
-/// As [`SLEEP_NS`], where only the timer wakes.
-pub(crate) const NAP_NS: NonZeroU32 = NonZeroU32::new(100_000).unwrap();
+fn idle(use_it: impl FnOnce(&mut CoreIdle)) {
+    OWNED.with(|own| use_it(&mut own.idle));
+}
+
+/// Runs an agent on this core until it gives the core back or has it taken.
+fn lend(lent: Lent) -> End {
+    let (space, entry, incarnation) = (lent.space, lent.entry, lent.incarnation);
+    // Only now: the one before it has read on until it ended.
+    let began = lent.goes_on.map_or(Resume::default(), |(window, from)| window.resume(from));
+    lent.grant.set_resume(began);
+    OWNED.with(|own| {
+        own.lent = Some(lent);
+        own.end = None;
+        own.idle.lend();
+    });
+    // SAFETY: the supervisor gives out spaces that are whole and keeps them until the core has told their agent's end.
+    // Interrupts are masked in the runtime, and `on_exception` knows agents.
+    unsafe { el0::enter(space, entry, space::STACK_END) };
+    OWNED.with(|own| {
+        own.lent = None;
+        own.idle.reclaim();
+        let exit = Came { incarnation, cause: Some(Cause::Exit) };
+        let end = own.end.take().unwrap_or(End { came: exit, began, epitaph: None });
+        End { began, ..end }
+    })
+}
+
+/// What an exception from EL0 comes to: nothing, and the agent goes on, or its end.
+pub fn on_exception(frame: &mut Frame) {
+    let aborted = || {
+        OWNED.with(|own| {
+            let incarnation = own.lent.as_ref().map_or(0, |lent| lent.incarnation);
+            incarnation != 0 && cores::core(power::core()).is_to_abort(incarnation)
+        })
+    };
+    match frame.kind() {
+        Kind::Irq => {
+            idle(CoreIdle::take);
+            if aborted() {
+                end(frame, Cause::Abort, "it did not give its core back");
+            }
+        }
+        Kind::Synchronous if frame.syndrome().is_system_call() => {
+            system_call(frame);
+            if aborted() {
+                end(frame, Cause::Abort, "it did not give its core back");
+            }
+        }
+        Kind::Synchronous => end(frame, Cause::Synchronous, frame.syndrome().name()),
+        Kind::SError => end(frame, Cause::SystemError, "SError"),
+        Kind::Fiq => end(frame, Cause::Interrupt, "a fast interrupt, and nothing is routed to it"),
+    }
+}
+
+fn system_call(frame: &mut Frame) {
+    match frame.syndrome().call_number() {
+        call::SLEEP => {
+            let deadline_ns = NonZeroU32::new(frame.x[0] as u32);
+            idle(|idle| idle.sleep_for_agent(deadline_ns));
+        }
+        call::EXIT => leave(None),
+        call::PANIC => {
+            let [text, text_bytes, file, file_bytes, line, ..] = frame.x;
+            let mut epitaph = epitaph(frame, Cause::Panic);
+            epitaph.line = line as u32;
+            OWNED.with(|own| {
+                let Some(lent) = &own.lent else { return };
+                lent.memory.copy(text, text_bytes, &mut epitaph.text);
+                // The end of a path tells more than its beginning.
+                let cut = file_bytes.saturating_sub(epitaph.file.len() as u64);
+                lent.memory.copy(file.saturating_add(cut), file_bytes - cut, &mut epitaph.file);
+            });
+            leave(Some(epitaph));
+        }
+        number => {
+            let mut epitaph = epitaph(frame, Cause::Call);
+            epitaph.line = number.into();
+            epitaph.set_text("a system call that there is not");
+            leave(Some(epitaph));
+        }
+    }
+}
+
+/// Ends the agent for `cause`.
+fn end(frame: &Frame, cause: Cause, why: &str) -> ! {
+    let mut epitaph = epitaph(frame, cause);
+    epitaph.set_text(why);
+    leave(Some(epitaph))
+}
+
+/// An epitaph with all that the frame tells.
+pub fn epitaph(frame: &Frame, cause: Cause) -> Epitaph {
+    let number = power::core();
+    let mut epitaph = Epitaph::new(cause, number as u8);
+    epitaph.session = cores::core(number).session.load(Ordering::Relaxed);
+    epitaph.time_ns = cores::shared().map_or(0, |shared| shared.timer.now_ns());
+    epitaph.esr = frame.esr;
+    epitaph.elr = frame.elr;
+    epitaph.far = if frame.syndrome().has_fault_address() { frame.far } else { 0 };
+    epitaph.spsr = frame.spsr;
+    epitaph.registers[..31].copy_from_slice(&frame.x);
+    epitaph.registers[31] = frame.sp;
+    epitaph
+}
+
+/// Takes the core back from its agent, with an epitaph unless it gave it back itself.
+fn leave(epitaph: Option<Epitaph>) -> ! {
+    OWNED.with(|own| {
+        let incarnation = own.lent.as_ref().map_or(0, |lent| lent.incarnation);
+        let came = Came { incarnation, cause: epitaph.map(|epitaph| epitaph.cause) };
+        own.end = Some(End { came, began: Resume::default(), epitaph });
+    });
+    match cores::shared() {
+        // SAFETY: called from the handler of an exception from EL0 only, so this core is inside `enter`.
+        Some(shared) => unsafe { el0::leave(shared.map, 0) },
+        None => power::park(),
+    }
+}

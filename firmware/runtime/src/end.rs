@@ -1,18 +1,19 @@
-//! How a core ends: with an epitaph in the window, alone, and with its last words on the console if it was the
+//! How the runtime ends on a core: with an epitaph in the window, alone, and with its last words on the console if it was the
 //! supervisor.
 
 use core::alloc::Layout;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use core::sync::atomic::{AtomicBool, Ordering, fence};
 
-use neap_abi::{AgentControl, Cause, Epitaph};
+use neap_abi::image::NAME_BYTES;
+use neap_abi::{Cause, Epitaph, EpitaphRecord};
 use neap_hal::board::console;
-use neap_hal::cpu::exception::{Frame, Kind};
+use neap_hal::cpu::exception::{Frame, Kind, Source};
 use neap_hal::cpu::{CORES_MAX, power, psci};
 
-use crate::cores;
-use crate::session::CoreState;
+use crate::enclave::CoreState;
+use crate::{agents, cores, window};
 
 /// Exit statuses of a simulator that ends with its supervisor (`neap.exit=1`).
 pub mod status {
@@ -77,19 +78,16 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 
 #[unsafe(no_mangle)]
 extern "C" fn neap_exception(frame: &mut Frame) {
+    if frame.source() == Source::Agent {
+        return agents::on_exception(frame);
+    }
     let (cause, what) = match frame.kind() {
         Kind::Synchronous => (Cause::Synchronous, frame.syndrome().name()),
         Kind::SError => (Cause::SystemError, "SError"),
         Kind::Irq | Kind::Fiq => (Cause::Interrupt, "interrupts are masked, and yet one came"),
     };
-    let mut epitaph = Epitaph::new(cause, power::core() as u8);
-    epitaph.esr = frame.esr;
-    epitaph.elr = frame.elr;
-    epitaph.far = frame.far;
-    epitaph.spsr = frame.spsr;
-    epitaph.registers[..31].copy_from_slice(&frame.x);
-    epitaph.registers[31] = frame.sp;
-    epitaph.set_source("", 0, what);
+    let mut epitaph = agents::epitaph(frame, cause);
+    epitaph.set_text(what);
     end(epitaph, status::EXCEPTION)
 }
 
@@ -101,8 +99,8 @@ pub fn by_allocation(layout: Layout, why: &str) -> ! {
     end(epitaph, status::ALLOCATION)
 }
 
-/// Ends this core. An agent's is turned off, so that the supervisor can start it again; the supervisor's parks or, where
-/// the command line says so, ends the simulator.
+/// Ends this core, on which the runtime itself has come to no good. An agent's is turned off, so that the supervisor can
+/// start it again; the supervisor's parks or, where the command line says so, ends the simulator.
 fn end(mut epitaph: Epitaph, status: u8) -> ! {
     let number = power::core();
     // An end within an end leaves the first one's epitaph (and one whose simulator does not end is no simulator).
@@ -114,11 +112,17 @@ fn end(mut epitaph: Epitaph, status: u8) -> ! {
     if let Some(shared) = shared {
         epitaph.session = cores::core(number).session.load(Ordering::Relaxed);
         epitaph.time_ns = shared.timer.now_ns();
-        let line = shared.agent_control.read_any().and_then(|(words, _)| AgentControl::from_payload(&words));
-        epitaph.messages = line.map_or(0, |line| line.credits.into());
-        let region = shared.epitaphs.get(number).and_then(|region| region.slice::<AtomicU8>().ok());
-        for (place, byte) in region.unwrap_or_default().iter().zip(epitaph.to_bytes()) {
-            place.store(byte, Ordering::Relaxed);
+        if let Some(region) = shared.epitaphs.get(number).and_then(Option::as_ref) {
+            let before = window::read_epitaph(region).map_or(0, |record| record.number);
+            let record = EpitaphRecord {
+                epitaph,
+                incarnation: 0,
+                image_crc: 0,
+                number: before.wrapping_add(1),
+                name: [0; NAME_BYTES],
+                last_message: None,
+            };
+            window::bury(region, &record);
         }
         fence(Ordering::Release);
     }
@@ -145,7 +149,8 @@ impl fmt::Display for Summary<'_> {
         write!(f, "core {}: {}: {}", epitaph.core, epitaph.cause.name(), epitaph.text())?;
         match epitaph.cause {
             Cause::Panic => write!(f, " ({}:{})", epitaph.file(), epitaph.line),
-            Cause::Allocation => Ok(()),
+            Cause::Allocation | Cause::Exit => Ok(()),
+            Cause::Call => write!(f, " ({}, x30 {:#x})", epitaph.line, epitaph.registers[30]),
             _ => write!(
                 f,
                 " (ELR {:#x}, FAR {:#x}, ESR {:#x}, x30 {:#x}, sp {:#x})",

@@ -1,29 +1,25 @@
-//! What a core does when there is nothing to do: it spins on silicon, it sleeps on a simulator.
+//! How a core sleeps, in the runtime and on behalf of its agent.
 
 use core::num::NonZeroU32;
 
-use neap_hal::board::bootargs::Idle;
 use neap_hal::board::gic::CoreInterface;
+use neap_hal::cpu::irq;
 use neap_hal::cpu::timer::Timer;
-use neap_hal::cpu::{irq, power};
-
-use crate::agents::{NAP_NS, SLEEP_NS};
 
 /// Interrupts acknowledged after one sleep at most: more than a core has sources (its timer, its vector, other cores).
 const TAKES_MAX: usize = 8;
 
-/// A core's idleness. Interrupts stay masked: a pending one ends a sleep, and is then acknowledged here.
+/// A core's interrupts and its timer. In the runtime interrupts stay masked: a pending one ends a sleep, and is then
+/// acknowledged here. While an agent runs they are not, and all but an abort wait for its next sleep.
 pub struct CoreIdle {
-    knob: Idle,
     timer: Timer,
     interface: CoreInterface,
-    sleep_ns: NonZeroU32,
 }
 
 impl CoreIdle {
-    /// Idleness as the command line wants it. `host_wakes`: whether a host's vector can end a sleep.
-    pub fn new(knob: Idle, timer: Timer, interface: CoreInterface, host_wakes: bool) -> Self {
-        Self { knob, timer, interface, sleep_ns: if host_wakes { SLEEP_NS } else { NAP_NS } }
+    /// The running core's own.
+    pub fn new(timer: Timer, interface: CoreInterface) -> Self {
+        Self { timer, interface }
     }
 
     /// Sleeps until an interrupt comes or, where given, `deadline_ns` nanoseconds have passed.
@@ -35,24 +31,38 @@ impl CoreIdle {
         irq::wait_for_interrupt();
         // The timer's interrupt is a level: it goes with its cause, before anything is acknowledged.
         self.timer.disarm();
+        self.take();
+    }
+
+    /// As [`CoreIdle::sleep`], for an agent: meanwhile every interrupt counts.
+    pub fn sleep_for_agent(&mut self, deadline_ns: Option<NonZeroU32>) {
+        self.interface.open();
+        self.sleep(deadline_ns);
+        self.interface.restrict();
+    }
+
+    /// Acknowledges what there is.
+    pub fn take(&mut self) {
         for _ in 0..TAKES_MAX {
             if self.interface.take().is_none() {
                 break;
             }
         }
     }
-}
 
-impl neap_agent::Idle for CoreIdle {
-    #[inline(always)]
-    fn idle(&mut self, empty_polls: u32, drowse: &mut dyn FnMut() -> bool) {
-        match self.knob {
-            Idle::Poll(polls) if empty_polls >= polls.get() => {
-                if drowse() {
-                    self.sleep(Some(self.sleep_ns));
-                }
-            }
-            Idle::Spin | Idle::Poll(_) => power::relax(),
-        }
+    /// The core is about to be an agent's: only an abort interrupts it.
+    pub fn lend(&mut self) {
+        self.interface.restrict();
+    }
+
+    /// The core is the runtime's again.
+    pub fn reclaim(&mut self) {
+        self.interface.open();
+        self.take();
+    }
+
+    /// The clock.
+    pub fn timer(&self) -> Timer {
+        self.timer
     }
 }

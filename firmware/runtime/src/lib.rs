@@ -1,27 +1,32 @@
 //! The exokernel: it boots the IPU, binds an agent to what its enclave owns, and takes it back.
 //!
-//! 1. Core 0 supervises. Every other core belongs to an agent, or sleeps until one needs it.
-//! 2. What an agent may touch is in its [`Grant`](agents::Grant) and nowhere else. How it is entered is one function's
-//!    business, so that another exception level is a change to that function.
-//! 3. No core waits for another with a lock on the path from message to doorbell. Locks are for start and for the
-//!    supervisor.
-//! 4. The supervisor allocates; an agent's core that does so ends.
-//! 5. A core that ends says why in its epitaph, and nothing else ends with it. The supervisor says it on the console
-//!    too.
+//! 1. Core 0 supervises, at EL1. Every other core belongs to an agent, at EL0, or sleeps until one needs it.
+//! 2. What an agent may touch is mapped in its [`space`] and nowhere else; what it may ask for is two system calls, and
+//!    between message and doorbell it makes none.
+//! 3. An agent is asked for its core, and then it is taken. Either way the core is the runtime's again and nothing else
+//!    has stopped.
+//! 4. The supervisor allocates; an agent's core that does so in the runtime ends.
+//! 5. Who ends says why in an epitaph. Only the supervisor's own end is everybody's.
 //!
-//! The host reaches a core by the vector of the core's number on our function: vector 0 is the supervisor's, which looks
-//! at the host's control line; vector *n* wakes the agent on core *n*.
+//! Enclave *i* has the window of NUMA node *i* + 1, the *i*th doorbell function and core *i* + 1. The host reaches a core by
+//! the vector of the core's number on the enclave's function: vector 0 is the supervisor's, which looks at the host's
+//! lines; vector *n* wakes the agent on core *n*.
 //!
-//! What needs no card, the order of a session's events, is [`session`], and tested on any machine.
+//! What needs no card is tested on any machine: the order of an enclave's events ([`enclave`]) and the pool of pages
+//! ([`pages`]).
 #![cfg_attr(not(test), no_std)]
 
-#[cfg(target_os = "none")]
 extern crate alloc;
 
-pub mod session;
+pub mod enclave;
+pub mod pages;
 
 #[cfg(target_os = "none")]
 pub mod agents;
+#[cfg(target_os = "none")]
+pub mod audit;
+#[cfg(target_os = "none")]
+pub mod bundle;
 #[cfg(target_os = "none")]
 pub mod cores;
 #[cfg(target_os = "none")]
@@ -32,6 +37,8 @@ pub mod heap;
 pub mod idle;
 #[cfg(target_os = "none")]
 pub mod log;
+#[cfg(target_os = "none")]
+pub mod space;
 #[cfg(target_os = "none")]
 pub mod supervisor;
 #[cfg(target_os = "none")]

@@ -1,37 +1,49 @@
-//! Core 0: it brings the machine up, lays the window out, starts the other cores, and from then on sees to it that the
+//! Core 0: it brings the machine up, lays the windows out, starts the other cores, and from then on sees to it that each
 //! enclave has the agent that its host asks for.
 
-use alloc::vec;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroU32;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use neap_abi::hello::feature;
-use neap_abi::{AgentControl, AgentState, CPUS_MAX, VERSION, Version};
+use neap_abi::image::IMAGE_BYTES_MAX;
+use neap_abi::supervisor::{
+    BINDINGS_LINE, BINDINGS_MAX, BOOKS_LINE, Binding, BindingKind, Books, REPLY_LINE, RUNNING_LINE,
+    STANDBY_LINE,
+};
+use neap_abi::{
+    AgentControl, AgentState, CPUS_MAX, Cause, Epitaph, EpitaphRecord, Grant, ImageHeader, ManagerLine,
+    Reply, ReplyLine, VERSION, Version,
+};
 use neap_hal::board::bootargs::Idle;
 use neap_hal::board::qemu_virt::{Machine, bring_up};
-use neap_hal::cpu::{boot, power, psci};
+use neap_hal::cpu::{CORES_MAX, boot, power, psci};
 use neap_hal::say;
 use neap_hal::soc::msix::DoorbellPage;
-use neap_policies::Task;
-use neap_queue::{Line, SlotReader, SlotWriter};
+use neap_queue::SlotReader;
 
-use crate::agents::{Bell, Grant, PrivateMemory};
-use crate::cores::{self, Core, Shared};
+use crate::cores::{self, Core, End, Lent, Shared};
+use crate::enclave::{Action, CoreState, Demand, Enclave, Place, Start};
 use crate::end::{self, Summary, status};
-use crate::heap;
 use crate::idle::CoreIdle;
-use crate::log;
-use crate::session::{Accepted, Action, CoreState, Limits, Sessions};
-use crate::window::{self, LaidOut};
+use crate::pages::{PAGE_BYTES, Pages, Run};
+use crate::space::{Image, LaidOut, LayOutError};
+use crate::window::{self, Resume, Wanted};
+use crate::{audit, bundle, heap, log};
 
-/// The core that the enclave's agent owns.
-const AGENT_CORE: usize = 1;
-/// The vector that makes the supervisor look at the host's line.
+/// The vector that makes the supervisor look at the host's lines.
 const SUPERVISOR_VECTOR: u16 = 0;
-/// The supervisor looks at the host's line this often even if nobody rings.
-const LOOK_NS: NonZeroU32 = NonZeroU32::new(5_000_000).unwrap();
-/// Steps of one look: more than any event of the session takes, so that one look is bounded.
-const STEPS_MAX: usize = 8;
+/// The supervisor looks at the hosts' lines this often even if nobody rings, in µs.
+const LOOK_US: u64 = 5_000;
+/// Nanoseconds that a drowsy agent sleeps at most: a host's vector wakes it earlier. Where no vector can (GICv3) the
+/// timer is all there is, so the sleep is short.
+const SLEEP_NS: u32 = 2_000_000;
+/// As [`SLEEP_NS`], where only the timer wakes.
+const NAP_NS: u32 = 100_000;
+/// Steps of one look at one enclave: more than any event takes, so that one look is bounded.
+const STEPS_MAX: usize = 32;
 
 /// The supervisor, from the boot code's call on.
 pub fn start(device_tree: u64) -> ! {
@@ -40,16 +52,19 @@ pub fn start(device_tree: u64) -> ! {
         Ok(machine) => machine,
         Err(error) => give_up(format_args!("{error}")),
     };
-    let heap = machine.board.free_memory(&boot::image());
-    if heap.end - heap.start < heap::HEAP_BYTES {
-        give_up(format_args!("{} bytes of memory above the image are too few", heap.end - heap.start));
+    let memory = machine.board.free_memory(&boot::image());
+    if memory.end - memory.start < heap::HEAP_BYTES {
+        give_up(format_args!("{} bytes of memory above the image are too few", memory.end - memory.start));
     }
     // SAFETY: memory above the image, which the map has as data and which nobody else uses.
-    unsafe { heap::init(heap.start) };
-    let (mut supervisor, mut idle) = set_up(machine);
+    unsafe { heap::init(memory.start) };
+    let pages = Pages::new(memory.start + heap::HEAP_BYTES..memory.end);
+    let (mut supervisor, mut idle) = set_up(machine, pages);
     loop {
-        supervisor.look();
-        idle.sleep(Some(LOOK_NS));
+        let sleep_ns = supervisor.look().saturating_mul(1000).min(u64::from(u32::MAX)) as u32;
+        if let Some(sleep_ns) = NonZeroU32::new(sleep_ns) {
+            idle.sleep(Some(sleep_ns));
+        }
     }
 }
 
@@ -62,30 +77,37 @@ fn give_up(why: fmt::Arguments<'_>) -> ! {
     power::park()
 }
 
-/// From a machine to a window that says hello and cores that wait.
-fn set_up(mut machine: Machine) -> (Supervisor, CoreIdle) {
-    let Some(function) = machine.functions.first().copied() else {
-        give_up(format_args!("no ivshmem function, and so no doorbell: give QEMU -device ivshmem-doorbell"))
-    };
-    let Some(doorbells) = machine.take_doorbells(0) else {
-        give_up(format_args!("the doorbell page is taken"))
-    };
-    let cores = machine.board.cores.len();
-    let cpus = function.vectors.min(CPUS_MAX);
-    let sleeps = if machine.board.args.idle == Idle::Spin { 0 } else { feature::SLEEPS };
-    // SAFETY: the board's window, which the map has as data; nobody else here reaches it.
-    let laid_out = match unsafe { window::lay_out(&machine.board.window, cores as u16, cpus, sleeps) } {
-        Ok(laid_out) => laid_out,
-        Err(error) => give_up(format_args!("{error}")),
-    };
-    for (core, region) in laid_out.logs.iter().enumerate() {
-        // SAFETY: the other cores don't run yet, and this one is not inside a frame.
-        unsafe { log::attach(core, *region) };
+/// The core that the agent of enclave `index` owns.
+const fn core_of(index: usize) -> usize {
+    index + 1
+}
+
+/// From a machine to windows that say hello and cores that wait.
+fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
+    if machine.functions.is_empty() {
+        give_up(format_args!("no ivshmem function, and so no doorbell: give QEMU -device ivshmem-doorbell"));
     }
-    let vectors = match machine.receive_vectors(0) {
-        Ok(vectors) => vectors,
-        Err(error) => give_up(format_args!("{error}")),
-    };
+    let cores = machine.board.cores.len();
+    let count = machine.functions.len().min(machine.board.windows.len()).min(cores - 1);
+    if count == 0 {
+        give_up(format_args!("one core, and it supervises: an agent needs another; raise -smp"));
+    }
+    let sleeps = if machine.board.args.idle == Idle::Spin { 0 } else { feature::SLEEPS };
+    let mut enclaves: Vec<Held> = Vec::new();
+    for index in 0..count {
+        enclaves.push(hold(&mut machine, index, count, cores, sleeps));
+    }
+    let mut epitaphs = [None; CORES_MAX];
+    for (core, region) in enclaves.iter().flat_map(|held| &held.window.epitaphs) {
+        if let Some(place) = epitaphs.get_mut(*core) {
+            *place = Some(*region);
+        }
+    }
+    for (core, region) in enclaves.iter().flat_map(|held| &held.window.logs) {
+        // SAFETY: the other cores don't run yet, and this one is not inside a frame.
+        unsafe { log::attach(*core, *region) };
+    }
+    audit::note();
     let Machine { board, map, gic, interface, message_frame, timer, .. } = machine;
     let shared = cores::share(Shared {
         gic,
@@ -95,8 +117,7 @@ fn set_up(mut machine: Machine) -> (Supervisor, CoreIdle) {
         affinities: board.cores,
         args: board.args,
         timer,
-        epitaphs: laid_out.epitaphs.clone(),
-        agent_control: laid_out.agent_control,
+        epitaphs,
     });
     cores::core(0).set_target(interface.target());
     if let Some(frame) = message_frame
@@ -104,43 +125,100 @@ fn set_up(mut machine: Machine) -> (Supervisor, CoreIdle) {
     {
         give_up(format_args!("{error}"));
     }
-
-    let memory = vec![Task::default(); laid_out.tasks as usize].leak();
-    let mut supervisor = Supervisor {
-        shared,
-        sessions: Sessions::new(Limits { cpus, policy: neap_agent_fifo::POLICY }),
-        host: SlotReader::default(),
-        doorbells,
-        memory: PrivateMemory::new(memory),
-        laid_out,
-    };
-    supervisor.report(AgentState::Waiting, 0, VERSION);
+    let mut supervisor = Supervisor { shared, pages, enclaves, cores };
+    for held in &supervisor.enclaves {
+        held.report(AgentState::Waiting, 0, VERSION);
+    }
     for core in 1..cores {
         supervisor.start_core(core);
     }
+    for held in &supervisor.enclaves {
+        say!(
+            "neap: enclave {}: {} host CPUs at most, core {}, {} vectors to wake it, boot {}",
+            held.index,
+            held.cpus,
+            core_of(held.index),
+            held.vectors,
+            held.window.boot
+        );
+    }
     say!(
-        "neap: window of {} KiB for {cpus} host CPUs, {cores} cores ({} free), {vectors} vectors to wake them, boot {}",
-        (board.window.end - board.window.start) >> 10,
-        cores.saturating_sub(AGENT_CORE + 1),
-        supervisor.laid_out.boot
+        "neap: {count} enclaves, {cores} cores ({} free), {} pages for agents, {} agents in the bundle",
+        cores - 1 - count,
+        supervisor.pages.free(),
+        bundle::all().count()
     );
-    defmt::info!("boot {=u32}: {=usize} cores, {=u16} host CPUs", supervisor.laid_out.boot, cores, cpus);
-    let idle = CoreIdle::new(shared.args.idle, timer, interface, message_frame.is_some());
-    (supervisor, idle)
+    defmt::info!("{=usize} enclaves, {=usize} cores", count, cores);
+    supervisor.keep_books();
+    (supervisor, CoreIdle::new(timer, interface))
+}
+
+/// Takes the `index`th of `count` enclaves' hardware and lays its window out.
+fn hold(machine: &mut Machine, index: usize, count: usize, cores: usize, sleeps: u64) -> Held {
+    let (Some(function), Some(range), Some(doorbells)) = (
+        machine.functions.get(index).copied(),
+        machine.board.windows.get(index).cloned(),
+        machine.take_doorbells(index),
+    ) else {
+        give_up(format_args!("enclave {index}: its doorbell page is taken"))
+    };
+    // Each core's log lies with its enclave. The supervisor's lies with the first, as those of cores that nobody has.
+    let own = 1u32 << core_of(index);
+    let others = (1..count).fold(0u32, |mask, other| mask | 1 << core_of(other));
+    let logged = if index == 0 { !others } else { own };
+    let cpus = function.vectors.min(CPUS_MAX);
+    let wanted = Wanted { cores: cores as u16, logged, cpus, features: sleeps };
+    // SAFETY: the board's window, which the map has as data; nobody else here reaches it.
+    let window = match unsafe { window::lay_out(&range, function.doorbell_page, wanted) } {
+        Ok(window) => Box::leak(Box::new(window)),
+        Err(error) => give_up(format_args!("enclave {index}: {error}")),
+    };
+    let vectors = match machine.receive_vectors(index) {
+        Ok(vectors) => vectors,
+        Err(error) => give_up(format_args!("enclave {index}: {error}")),
+    };
+    Held {
+        index,
+        cpus,
+        vectors,
+        enclave: Enclave::new(cpus),
+        host: SlotReader::default(),
+        manager: SlotReader::default(),
+        doorbells,
+        window,
+        places: [None, None],
+        began: Resume::default(),
+        epitaphs: 0,
+    }
+}
+
+/// An enclave, with what it has of the machine.
+struct Held {
+    index: usize,
+    cpus: u16,
+    vectors: u16,
+    enclave: Enclave,
+    host: SlotReader,
+    manager: SlotReader,
+    doorbells: DoorbellPage<'static>,
+    window: &'static window::LaidOut,
+    places: [Option<LaidOut>; 2],
+    /// Where the agent that runs has begun, as far as is known.
+    began: Resume,
+    /// Epitaphs written.
+    epitaphs: u32,
 }
 
 struct Supervisor {
     shared: &'static Shared,
-    sessions: Sessions,
-    host: SlotReader,
-    doorbells: DoorbellPage<'static>,
-    memory: PrivateMemory,
-    laid_out: LaidOut,
+    pages: Pages,
+    enclaves: Vec<Held>,
+    cores: usize,
 }
 
-impl Supervisor {
-    fn agent_core(&self) -> &'static Core {
-        cores::core(AGENT_CORE)
+impl Held {
+    fn core(&self) -> &'static Core {
+        cores::core(core_of(self.index))
     }
 
     /// Our own number in the enclave's domain; no peer has the last one.
@@ -148,96 +226,390 @@ impl Supervisor {
         self.doorbells.position().unwrap_or(u16::MAX)
     }
 
-    /// Looks at the host's line and at the agent's core and does what follows; bounded.
-    fn look(&mut self) {
-        if let Some(taken) = self.host.take(self.laid_out.host_control) {
-            self.sessions.host(&taken.payload);
-        }
-        for _ in 0..STEPS_MAX {
-            match self.sessions.step(self.agent_core().state()) {
-                Action::Rest => return,
-                Action::Start(accepted) => self.start_agent(&accepted),
-                Action::Revoke => {
-                    self.agent_core().revoke.store(1, core::sync::atomic::Ordering::Release);
-                    self.agent_core().wake();
-                }
-                Action::Revive => {
-                    if !self.revive() {
-                        return;
-                    }
-                }
-                Action::Report { state, session, version } => {
-                    if state == AgentState::Dead {
-                        self.bury();
-                    }
-                    self.report(state, session, version);
-                    defmt::warn!("session {=u32}: agent is {=str}", session, name(state));
-                }
-            }
-        }
-    }
-
-    /// Clears the enclave's ring and slots and gives the agent's core its bindings.
-    fn start_agent(&mut self, accepted: &Accepted) {
-        let Some(slots) = self.laid_out.slots.get(..usize::from(accepted.cpus)) else { return };
-        let Ok(doorbell) = self.doorbells.doorbells(accepted.peer, 0, accepted.cpus) else { return };
-        self.laid_out.messages.iter().chain(self.laid_out.slots).for_each(Line::clear);
-        self.agent_core().give(Grant {
-            messages: self.laid_out.messages,
-            slots,
-            control: self.laid_out.agent_control,
-            doorbell: Bell(doorbell),
-            // SAFETY: the session asks for a start only while no agent runs on the core: the last one has returned, or its
-            // core has been turned off.
-            memory: unsafe { self.memory.again() },
-            peer: self.peer(),
-            session: accepted.session,
-            version: accepted.version,
-        });
-    }
-
     /// Writes the agent's control line in its stead.
-    fn report(&mut self, state: AgentState, session: u32, version: Version) {
-        let line = self.laid_out.agent_control;
-        let before = line.read_any().and_then(|(words, _)| AgentControl::from_payload(&words));
-        let report = AgentControl {
+    fn report(&self, state: AgentState, session: u32, version: Version) {
+        let before = self.window.agent();
+        self.window.report(&AgentControl {
             state,
-            core: AGENT_CORE as u8,
+            core: core_of(self.index) as u8,
             asleep: false,
             peer: self.peer(),
             vector: SUPERVISOR_VECTOR,
             session,
             version,
+            incarnation: self.enclave.incarnation(),
             // What the dead had counted still holds; who never ran has counted nothing.
             ..match before {
                 Some(before) if before.session == session => before,
                 _ => AgentControl::NOTHING,
             }
-        };
-        SlotWriter::after(line).write(line, &report.to_payload(), 3);
+        });
     }
 
-    /// Says why the agent's core ended.
-    fn bury(&self) {
-        let epitaph = self.laid_out.epitaphs.get(AGENT_CORE).and_then(window::read_epitaph);
-        match epitaph {
-            Some(epitaph) => say!("neap: an agent ended: {}", Summary(&epitaph)),
-            None => say!("neap: an agent ended, without an epitaph"),
+    /// Says why an agent ended.
+    fn bury(&mut self, end: &End, place: Place, cause: Cause) {
+        let core = core_of(self.index) as u8;
+        let mut epitaph = end.epitaph.unwrap_or(Epitaph::new(cause, core));
+        if epitaph.cause != cause {
+            epitaph.set_text(match cause {
+                Cause::Late => "it owed its host a decision for too long",
+                Cause::Flood => "it rang without deciding",
+                Cause::Poison => "it broke the protocol",
+                Cause::Exit => "it gave its core back unasked",
+                _ => epitaph.cause.name(),
+            });
+            epitaph.cause = cause;
+        }
+        let heard = self.window.resume(end.began).taken;
+        epitaph.messages = heard.into();
+        self.epitaphs += 1;
+        let place = self.places.get(place).and_then(Option::as_ref);
+        let record = EpitaphRecord {
+            epitaph,
+            incarnation: end.came.incarnation,
+            image_crc: place.map_or(0, |place| place.header.crc),
+            number: self.epitaphs,
+            name: place.map_or([0; neap_abi::image::NAME_BYTES], |place| place.header.name),
+            last_message: self.window.line_before(heard),
+        };
+        if let Some(region) = self.window.epitaphs_of(core.into()) {
+            window::bury(&region, &record);
+        }
+        say!("neap: enclave {}: agent {} ended: {}", self.index, record.name(), Summary(&epitaph));
+        defmt::warn!("enclave {=usize}: agent {=u32} has ended", self.index, end.came.incarnation);
+    }
+
+    /// What the agent of `start` is granted.
+    fn grant(&self, start: &Start, args_idle: Idle, host_wakes: bool) -> Grant {
+        let image = self.places.get(start.place).and_then(Option::as_ref).map(|place| place.header.version);
+        let page = neap_hal::soc::dma::registers::PAGE_BYTES as u32;
+        let buffer = &self.window.shared.buffer;
+        Grant {
+            version: image.map_or(start.accepted.version, |built| built.min(start.accepted.version)),
+            core: core_of(self.index) as u8,
+            session: start.accepted.session,
+            incarnation: start.incarnation,
+            message_lines: self.window.messages.len() as u32,
+            slots: start.accepted.cpus,
+            host_peer: start.accepted.peer,
+            wake_peer: self.peer(),
+            wake_vector: core_of(self.index) as u16,
+            idle_polls: match args_idle {
+                Idle::Spin => 0,
+                Idle::Poll(polls) => polls.get(),
+            },
+            sleep_ns: if host_wakes { SLEEP_NS } else { NAP_NS },
+            taken: 0,
+            resyncs: 0,
+            tasks: self.window.tasks,
+            dma_bytes: page,
+            buffer_bytes: (buffer.end - buffer.start) as u32,
         }
     }
 
-    /// Starts the agent's core again, if firmware has turned it off by now.
-    fn revive(&mut self) -> bool {
-        let off = self
-            .shared
-            .affinities
-            .get(AGENT_CORE)
-            .is_some_and(|&affinity| psci::is_off(self.shared.conduit, affinity));
+    /// The agent of `start`, ready to be lent to the core: granted, and as fresh as its image unless it waits beside the
+    /// one that runs, where it is so already.
+    fn ready(&mut self, start: &Start, shared: &Shared) -> Option<Lent> {
+        let grant = self.grant(start, shared.args.idle, shared.message_frame.is_some());
+        let goes_on = start.resumes.then_some((self.window, self.began));
+        let place = self.places.get_mut(start.place)?.as_mut()?;
+        place.set_grant(&grant);
+        Some(Lent {
+            space: place.space,
+            entry: place.entry(),
+            incarnation: start.incarnation,
+            session: start.accepted.session,
+            memory: place.own_memory(),
+            grant: place.grant_page(),
+            goes_on,
+        })
+    }
+}
+
+impl Supervisor {
+    /// Looks at every enclave and does what follows; bounded. Returns how long it may sleep, in µs.
+    fn look(&mut self) -> u64 {
+        let mut sleep_us = LOOK_US;
+        for index in 0..self.enclaves.len() {
+            if let Some(deadline_us) = self.attend(index) {
+                sleep_us = sleep_us.min(deadline_us.saturating_sub(self.now_us()));
+            }
+        }
+        self.keep_books();
+        sleep_us
+    }
+
+    fn now_us(&self) -> u64 {
+        self.shared.timer.now_ns() / 1000
+    }
+
+    /// Looks at one enclave. Returns when it wants to be looked at again though nothing happens.
+    fn attend(&mut self, index: usize) -> Option<u64> {
+        let now_us = self.now_us();
+        let held = self.enclaves.get_mut(index)?;
+        if let Some(taken) = held.host.take(held.window.host_control) {
+            held.enclave.host(&taken.payload);
+        }
+        let managed = held.manager.take(held.window.manager).map(|taken| taken.payload);
+        self.hear_of_ends(index, now_us);
+        if let Some(payload) = managed {
+            self.manage(index, &payload, now_us);
+        }
+        for _ in 0..STEPS_MAX {
+            let core = self.hear_of_ends(index, now_us)?;
+            let held = self.enclaves.get_mut(index)?;
+            match held.enclave.step(core, now_us) {
+                Action::Rest => return held.enclave.deadline_us(),
+                action => self.act(index, action)?,
+            }
+        }
+        Some(now_us)
+    }
+
+    /// Takes note of the ends on an enclave's core; where the core stands after them.
+    fn hear_of_ends(&mut self, index: usize, now_us: u64) -> Option<CoreState> {
+        let held = self.enclaves.get_mut(index)?;
+        loop {
+            let (Some(end), _) = held.core().heard_of() else { return Some(held.core().heard_of().1) };
+            held.began = end.began;
+            // After this it may be another's turn.
+            let place = held.enclave.current();
+            if let Some(cause) = held.enclave.came_back(end.came, now_us) {
+                held.bury(&end, place, cause);
+            }
+        }
+    }
+
+    /// Does one action. None if the enclave is not there.
+    fn act(&mut self, index: usize, action: Action) -> Option<()> {
+        let shared = self.shared;
+        match action {
+            Action::Rest => {}
+            Action::Prepare { policy, place } => self.prepare(index, policy, place),
+            Action::Start(start) => {
+                let held = self.enclaves.get_mut(index)?;
+                if !start.resumes {
+                    held.window.clear();
+                    held.began = Resume::default();
+                }
+                held.places.get_mut(start.place)?.as_mut()?.refresh();
+                let lent = held.ready(&start, shared)?;
+                defmt::info!(
+                    "session {=u32}: agent {=u32} starts",
+                    start.accepted.session,
+                    start.incarnation
+                );
+                held.core().give(lent);
+            }
+            Action::HandOver(start) => {
+                let held = self.enclaves.get_mut(index)?;
+                let lent = held.ready(&start, shared)?;
+                held.core().give_next(lent);
+                self.revoke(index)?;
+            }
+            Action::Revoke => self.revoke(index)?,
+            Action::Abort => {
+                let held = self.enclaves.get(index)?;
+                held.core().abort(held.enclave.incarnation());
+            }
+            Action::Forget(place) => {
+                let place = self.enclaves.get_mut(index)?.places.get_mut(place)?;
+                if let Some(laid_out) = place.take() {
+                    laid_out.give_back(&mut self.pages);
+                }
+            }
+            Action::Revive => {
+                if !self.revive(core_of(index)) {
+                    // It takes its time to be off; it is asked again with the next look.
+                    return None;
+                }
+            }
+            Action::Report { state, session, version } => {
+                let held = self.enclaves.get(index)?;
+                held.report(state, session, version);
+                defmt::warn!("session {=u32}: agent is {=str}", session, name(state));
+            }
+            Action::Answer { request, reply, detail } => {
+                let held = self.enclaves.get(index)?;
+                let incarnation = held.enclave.incarnation();
+                let line = ReplyLine { reply, request, detail, incarnation };
+                held.window.tell(REPLY_LINE, &line.to_payload());
+            }
+        }
+        Some(())
+    }
+
+    fn revoke(&mut self, index: usize) -> Option<()> {
+        let held = self.enclaves.get(index)?;
+        let place = held.places.get(held.enclave.current())?.as_ref()?;
+        place.revoke().store(1, Ordering::Release);
+        held.core().wake();
+        Some(())
+    }
+
+    /// Lays the bundle's agent for `policy` out in a place of an enclave.
+    fn prepare(&mut self, index: usize, policy: u32, place: Place) {
+        self.forget(index, place);
+        let laid_out = self.take_from_bundle(index, place, policy);
+        if let Some(held) = self.enclaves.get_mut(index) {
+            held.enclave.prepared(policy, laid_out.map(|_| ()).map_err(|_| AgentState::RefusedPolicy));
+        }
+    }
+
+    /// Lays an agent of the bundle out; its policy.
+    fn take_from_bundle(&mut self, index: usize, place: Place, policy: u32) -> Result<u32, (Reply, u64)> {
+        let image = bundle::find(policy).ok_or((Reply::NoPolicy, 0))?.image().ok_or((Reply::NoPolicy, 0))?;
+        let pages = self.pages_for(image.len())?;
+        self.take_in(index, place, pages, |to| to.copy_from_slice(&image))
+    }
+
+    /// Lays out what a manager brings; its policy.
+    fn take_from_window(&mut self, index: usize, place: Place, bytes: usize) -> Result<u32, (Reply, u64)> {
+        let region = self.enclaves.get(index).ok_or((Reply::NoAgent, 0))?.window.image;
+        let staged = region.slice::<AtomicU8>().unwrap_or_default();
+        let staged = staged.get(..bytes.min(IMAGE_BYTES_MAX)).unwrap_or(staged);
+        let pages = self.pages_for(staged.len())?;
+        // A copy first: the host can write what it likes while we look, but not to this.
+        self.take_in(index, place, pages, |to| {
+            for (to, byte) in to.iter_mut().zip(staged) {
+                *to = byte.load(Ordering::Relaxed);
+            }
+        })
+    }
+
+    fn pages_for(&mut self, bytes: usize) -> Result<(Run, usize), (Reply, u64)> {
+        let run = self.pages.take((bytes as u64).div_ceil(PAGE_BYTES) as u32);
+        run.map(|run| (run, bytes)).ok_or((Reply::NoMemory, 0))
+    }
+
+    /// Fills pages with an image, checks it and lays it out; its policy.
+    fn take_in(
+        &mut self,
+        index: usize,
+        place: Place,
+        (run, bytes): (Run, usize),
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<u32, (Reply, u64)> {
+        let mut image = Image::new(run, bytes);
+        fill(image.bytes_mut());
+        let checked = ImageHeader::check(image.bytes(), VERSION);
+        let result = match checked {
+            Ok(header) => self.lay_out(index, place, image, header).map(|()| header.policy),
+            Err(error) => Err(((Reply::RefusedImage, error.to_bits()), image)),
+        };
+        result.map_err(|(refusal, image)| {
+            image.give_back(&mut self.pages);
+            if let Err(error) = checked {
+                say!("neap: enclave {index}: {error}");
+            }
+            refusal
+        })
+    }
+
+    fn forget(&mut self, index: usize, place: Place) {
+        let place = self.enclaves.get_mut(index).and_then(|held| held.places.get_mut(place));
+        if let Some(laid_out) = place.and_then(Option::take) {
+            laid_out.give_back(&mut self.pages);
+        }
+    }
+
+    fn lay_out(
+        &mut self,
+        index: usize,
+        place: Place,
+        image: Image,
+        header: ImageHeader,
+    ) -> Result<(), ((Reply, u64), Image)> {
+        let Some(held) = self.enclaves.get_mut(index) else { return Err(((Reply::NoAgent, 0), image)) };
+        let asid = (2 * index + place + 1) as u8;
+        let laid_out =
+            LaidOut::new(image, header, &held.window.shared, self.shared.map, asid, &mut self.pages);
+        let mut laid_out = laid_out.map_err(|(error, image)| {
+            if let LayOutError::Map(error) = error {
+                say!("neap: enclave {index}: {error}");
+            }
+            ((Reply::NoMemory, 0), image)
+        })?;
+        laid_out.refresh();
+        if let Some(place) = held.places.get_mut(place) {
+            *place = Some(laid_out);
+        }
+        Ok(())
+    }
+
+    /// Does what a manager asks.
+    fn manage(&mut self, index: usize, payload: &neap_abi::Payload, now_us: u64) {
+        let line = ManagerLine::from_payload(payload);
+        let Some(held) = self.enclaves.get_mut(index) else { return };
+        match held.enclave.manage(line, now_us) {
+            Demand::Nothing => {}
+            Demand::Audit => held.enclave.audited(audit::damaged()),
+            Demand::LayOut { place, image_bytes, policy } => {
+                // What lay there is forgotten before anything new comes.
+                if let Some(place) = held.enclave.take_forgotten() {
+                    self.forget(index, place);
+                }
+                let result = match image_bytes {
+                    0 => self.take_from_bundle(index, place, policy),
+                    bytes => self.take_from_window(index, place, bytes as usize),
+                };
+                let grace_us = line.map_or(0, |line| line.grace_us);
+                if let Some(held) = self.enclaves.get_mut(index) {
+                    held.enclave.laid_out(result, grace_us, now_us);
+                }
+            }
+        }
+    }
+
+    /// Writes what has changed in the books of every enclave.
+    fn keep_books(&mut self) {
+        let (pages, pages_free) = (self.pages.count(), self.pages.free());
+        let agents = 1..self.cores;
+        let state = |core: usize| cores::core(core).state();
+        let cores_free = agents.clone().filter(|core| state(*core) != CoreState::Running).count() as u8;
+        let cores_lost = agents.clone().filter(|core| state(*core) == CoreState::Dead).count() as u8;
+        let now_us = self.now_us();
+        for held in &self.enclaves {
+            let tally = held.enclave.tally();
+            let books = Books {
+                pages,
+                pages_free,
+                cores: agents.len() as u8,
+                cores_free,
+                cores_lost,
+                restart_in_ms: held
+                    .enclave
+                    .restart_us()
+                    .map_or(0, |due_us| (due_us.saturating_sub(now_us) / 1000) as u32),
+                started: tally.started,
+                faults: tally.faults,
+                aborts: tally.aborts,
+                revocations: tally.revocations,
+                replacements: tally.replacements,
+                rollbacks: tally.rollbacks,
+                images_refused: tally.images_refused,
+                commands_refused: tally.commands_refused,
+                restarts: tally.restarts,
+                given_up: tally.given_up,
+                epitaphs: held.epitaphs,
+                pages_held: held.places.iter().flatten().map(LaidOut::pages).sum(),
+            };
+            held.window.tell(BOOKS_LINE, &books.to_payload());
+            held.tell_agents();
+        }
+    }
+
+    /// Starts a core again, if firmware has turned it off by now.
+    fn revive(&mut self, number: usize) -> bool {
+        let affinity = self.shared.affinities.get(number);
+        let off = affinity.is_some_and(|&affinity| psci::is_off(self.shared.conduit, affinity));
         if off {
             // SAFETY: the core is off.
-            unsafe { log::reset(AGENT_CORE) };
-            end::reset(AGENT_CORE);
-            self.start_core(AGENT_CORE);
+            unsafe { log::reset(number) };
+            end::reset(number);
+            // What it was given before its end is nobody's any more.
+            drop(cores::core(number).take());
+            self.start_core(number);
         }
         off
     }
@@ -247,6 +619,35 @@ impl Supervisor {
         cores::core(number).set_state(CoreState::Down);
         if let Err(error) = psci::start_core(self.shared.conduit, number, affinity, self.shared.map) {
             say!("neap: {error}");
+        }
+    }
+}
+
+impl Held {
+    /// Writes which agents there are, and what the running one is bound to.
+    fn tell_agents(&self) {
+        let enclave = &self.enclave;
+        let place = |place: Option<Place>| place.and_then(|place| self.places.get(place)?.as_ref());
+        let running = place(Some(enclave.current()));
+        let identity = |laid_out: Option<&LaidOut>, incarnation, on_trial| {
+            laid_out.map(|laid_out| laid_out.identity(incarnation, on_trial)).unwrap_or_default().to_payload()
+        };
+        self.window.tell(RUNNING_LINE, &identity(running, enclave.incarnation(), enclave.on_trial()));
+        self.window.tell(STANDBY_LINE, &identity(place(enclave.newcomer()), 0, false));
+        let core = Binding {
+            kind: BindingKind::Core,
+            rights: 0,
+            device: false,
+            address: core_of(self.index) as u64,
+            physical: 0,
+            bytes: 0,
+        };
+        let counter = Binding { kind: BindingKind::Counter, rights: 1, address: 0, ..core };
+        let own = running.into_iter().flat_map(LaidOut::bindings);
+        let all = [core, counter].into_iter().filter(|_| running.is_some()).chain(own);
+        let mut lines = all.map(|binding| binding.to_payload()).chain(core::iter::repeat([0; 8]));
+        for (number, payload) in (BINDINGS_LINE..BINDINGS_LINE + BINDINGS_MAX).zip(&mut lines) {
+            self.window.tell(number, &payload);
         }
     }
 }
@@ -261,5 +662,6 @@ fn name(state: AgentState) -> &'static str {
         AgentState::RefusedCpus => "refused: CPUs",
         AgentState::RefusedPolicy => "refused: policy",
         AgentState::RefusedCommand => "refused: command",
+        AgentState::GivenUp => "given up",
     }
 }

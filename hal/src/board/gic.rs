@@ -46,10 +46,10 @@ impl Layout {
     }
 }
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub use driver::{CoreInterface, Gic, GicError, MessageFrame, Target};
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 mod driver {
     use core::mem::offset_of;
     use core::ops::Range;
@@ -70,6 +70,12 @@ mod driver {
 
     /// The lowest priority there is: nothing is masked by its priority.
     const NO_PRIORITY_MASK: u8 = 0xff;
+    /// What an agent's core lets through while the agent runs: an abort, and nothing that could wait until it sleeps.
+    const URGENT_ONLY: u8 = 0x80;
+    /// Priority of an abort; lower numbers come first.
+    const URGENT: u8 = 0x20;
+    /// Priority of all that wakes a core.
+    const USUAL: u8 = 0xa0;
     /// MPIDR_EL1's affinity fields.
     const AFFINITY: u64 = 0xff_00ff_ffff;
 
@@ -115,6 +121,8 @@ mod driver {
     impl Gic {
         /// The software-generated interrupt by which cores wake each other.
         pub const WAKE: u32 = 0;
+        /// The software-generated interrupt by which the supervisor takes a core from its agent.
+        pub const ABORT: u32 = 1;
 
         /// Sets the controller up, on the first of `cores` cores. Nothing is enabled yet.
         ///
@@ -156,13 +164,17 @@ mod driver {
         pub fn join(&self) -> Result<CoreInterface, GicError> {
             let timer = IntId::ppi(Timer::PPI);
             let wake = IntId::sgi(Self::WAKE);
+            let abort = IntId::sgi(Self::ABORT);
             let refused = GicError::BadInterrupt(timer.raw_value());
             match &mut *self.driver.lock() {
                 Driver::V2 { gic, distributor, cpu_interface } => {
                     gic.setup();
                     gic.set_priority_mask(NO_PRIORITY_MASK);
-                    gic.enable_interrupt(timer, true).map_err(|_| refused)?;
-                    gic.enable_interrupt(wake, true).map_err(|_| refused)?;
+                    for (interrupt, priority) in [(timer, USUAL), (wake, USUAL), (abort, URGENT)] {
+                        let id = interrupt.raw_value();
+                        priority_register(*distributor, id).ok_or(GicError::NoAddress)?.write(priority);
+                        gic.enable_interrupt(interrupt, true).map_err(|_| refused)?;
+                    }
                     // The targets of interrupt 0 read as the reading core's own bit (IHI 0048 4.3.12).
                     let target = target_register(*distributor, 0).ok_or(GicError::NoAddress)?.read();
                     Ok(CoreInterface::V2 {
@@ -179,8 +191,10 @@ mod driver {
                     gic.init_cpu(index);
                     GicCpuInterface::set_priority_mask(NO_PRIORITY_MASK);
                     GicCpuInterface::enable_group1(true);
-                    gic.enable_interrupt(timer, Some(index), true).map_err(|_| refused)?;
-                    gic.enable_interrupt(wake, Some(index), true).map_err(|_| refused)?;
+                    for (interrupt, priority) in [(timer, USUAL), (wake, USUAL), (abort, URGENT)] {
+                        gic.set_interrupt_priority(interrupt, Some(index), priority).map_err(|_| refused)?;
+                        gic.enable_interrupt(interrupt, Some(index), true).map_err(|_| refused)?;
+                    }
                     Ok(CoreInterface::V3 { mpidr })
                 }
             }
@@ -188,7 +202,16 @@ mod driver {
 
         /// Ends the sleep of the core `target`, as soon as it sleeps; all stores before are visible to it then.
         pub fn wake(&self, target: Target) {
-            let wake = IntId::sgi(Self::WAKE);
+            self.send(Self::WAKE, target);
+        }
+
+        /// Interrupts the core `target`, whatever its agent does; all stores before are visible to it then.
+        pub fn abort(&self, target: Target) {
+            self.send(Self::ABORT, target);
+        }
+
+        fn send(&self, id: u32, target: Target) {
+            let wake = IntId::sgi(id);
             match (&mut *self.driver.lock(), target) {
                 (Driver::V2 { gic, .. }, Target::V2(mask)) => {
                     barrier::publish_before_doorbell();
@@ -231,11 +254,13 @@ mod driver {
             match (&mut *self.driver.lock(), core) {
                 (Driver::V2 { gic, distributor, .. }, CoreInterface::V2 { target, .. }) => {
                     gic.set_trigger(interrupt, Trigger::Edge);
+                    priority_register(*distributor, id).ok_or(refused)?.write(USUAL);
                     target_register(*distributor, id).ok_or(refused)?.write(*target);
                     gic.enable_interrupt(interrupt, true).map_err(|_| refused)
                 }
                 (Driver::V3 { gic, .. }, CoreInterface::V3 { mpidr }) => {
                     gic.set_trigger(interrupt, None, Trigger::Edge).map_err(|_| refused)?;
+                    gic.set_interrupt_priority(interrupt, None, USUAL).map_err(|_| refused)?;
                     gic.distributor().set_routing(interrupt, Some(*mpidr)).map_err(|_| refused)?;
                     gic.enable_interrupt(interrupt, None, true).map_err(|_| refused)
                 }
@@ -246,11 +271,25 @@ mod driver {
 
     /// GICD_ITARGETSR, one byte for each interrupt (IHI 0048 4.3.12).
     fn target_register(distributor: u64, id: u32) -> Option<UniqueMmioPointer<'static, ReadPureWrite<u8>>> {
+        byte_register(distributor, offset_of!(Gicd, itargetsr), id)
+    }
+
+    /// GICD_IPRIORITYR, one byte for each interrupt (IHI 0048 4.3.11). (The driver's own setter would write the bytes of
+    /// three neighbours too.)
+    fn priority_register(distributor: u64, id: u32) -> Option<UniqueMmioPointer<'static, ReadPureWrite<u8>>> {
+        byte_register(distributor, offset_of!(Gicd, ipriorityr), id)
+    }
+
+    fn byte_register(
+        distributor: u64,
+        block: usize,
+        id: u32,
+    ) -> Option<UniqueMmioPointer<'static, ReadPureWrite<u8>>> {
         const INTERRUPTS: u32 = 1020;
         if id >= INTERRUPTS {
             return None;
         }
-        let address = distributor as usize + offset_of!(Gicd, itargetsr) + id as usize;
+        let address = distributor as usize + block + id as usize;
         let register = NonNull::new(core::ptr::with_exposed_provenance_mut(address))?;
         // SAFETY: inside the distributor's registers, which `Gic::new`'s caller vouched for; the driver that holds the
         // rest of them, and this function's callers the lock, never touches this block.
@@ -288,6 +327,26 @@ mod driver {
             match self {
                 Self::V2 { target, .. } => Target::V2(*target),
                 Self::V3 { mpidr } => Target::V3(*mpidr),
+            }
+        }
+
+        /// Lets only an abort through, from now on.
+        pub fn restrict(&mut self) {
+            self.mask_below(URGENT_ONLY);
+        }
+
+        /// Lets all interrupts through, from now on.
+        pub fn open(&mut self) {
+            self.mask_below(NO_PRIORITY_MASK);
+        }
+
+        fn mask_below(&mut self, priority: u8) {
+            match self {
+                Self::V2 { registers, .. } => {
+                    let mut registers = registers.reborrow();
+                    field!(registers, pmr).write(priority.into());
+                }
+                Self::V3 { .. } => GicCpuInterface::set_priority_mask(priority),
             }
         }
 

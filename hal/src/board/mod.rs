@@ -5,7 +5,7 @@ pub mod gic;
 pub mod pci;
 pub mod qemu_virt;
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod console;
 
 /// The instruction that reaches the platform's firmware (SMC Calling Convention, DEN 0028).

@@ -279,7 +279,7 @@ fn msix_vectors(
 }
 
 /// The real configuration space.
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod ecam {
     use core::ops::Range;
     use core::ptr::NonNull;

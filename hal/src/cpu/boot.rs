@@ -28,6 +28,7 @@ use crate::cpu::CORES_MAX;
 use crate::cpu::mmu::{EXCEPTION_STACK_SIZE, Image, PAGE, STACKS_SIZE, early};
 
 /// The first core's first translation table: see [`early`].
+#[unsafe(link_section = ".rodata.early")]
 static EARLY: early::Table = early::Table::new();
 
 unsafe extern "C" {

@@ -43,3 +43,22 @@ pub fn clean_and_invalidate(range: Range<u64>) {
     }
     super::barrier::complete_all();
 }
+
+/// Makes instructions that were stored in `range` the ones that every core fetches (DDI 0487 B2.4.4): the lines go to the
+/// point of unification, and all cores' instruction caches are emptied. A core that runs them next has come by an
+/// exception return, which is the context synchronisation that the sequence ends with.
+pub fn publish_instructions(range: Range<u64>) {
+    let line = line_bytes();
+    let mut address = range.start & !(line - 1);
+    while address < range.end {
+        // SAFETY: cleaning changes no value that any observer can read; an unmapped address faults.
+        unsafe {
+            asm!("dc cvau, {}", in(reg) address, options(nostack, preserves_flags));
+        }
+        address += line;
+    }
+    // SAFETY: an instruction cache holds nothing that memory does not.
+    unsafe {
+        asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags));
+    }
+}

@@ -16,8 +16,8 @@ pub const PAGE: u64 = 4096;
 /// The first address beyond the map: 39 bits, which is a root table at level 1.
 pub const ADDRESS_END: u64 = 1 << 39;
 /// The most regions in one plan: two stacks for each of 16 cores, the image's three parts, memory around it, the
-/// window, and a board's register blocks.
-pub const REGIONS_MAX: usize = 64;
+/// windows, and a board's register blocks.
+pub const REGIONS_MAX: usize = 96;
 
 /// MAIR_EL1: attribute 0 is Device-nGnRE, attribute 1 Normal write-back, read and write allocating.
 pub const MAIR: u64 = 0xff04;
@@ -139,6 +139,30 @@ impl Plan {
     }
 }
 
+/// What an agent may do with a part of its address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Instructions: read and execute.
+    Execute,
+    /// Read.
+    Read,
+    /// Read and write.
+    Write,
+    /// Registers: read and write, Device-nGnRE.
+    Registers,
+}
+
+/// A part of an agent's address space: pages of its own, or a secure binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mapped {
+    /// Where the agent has it.
+    pub address: Range<u64>,
+    /// What lies there.
+    pub physical: u64,
+    /// What the agent may do with it.
+    pub access: Access,
+}
+
 /// What one core's stacks take, in bytes: a guard page, the exception stack, a guard page, the main stack. The
 /// linker script reserves this [`CORES_MAX`](crate::cpu::CORES_MAX) times at `__stacks`.
 pub const STACKS_SIZE: u64 = 64 * 1024;
@@ -220,10 +244,10 @@ pub mod early {
     }
 }
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
-pub use tables::{Root, build};
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
+pub use tables::{Root, Space, TABLES_PER_SPACE, build, build_space, tables};
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 mod tables {
     use core::arch::asm;
     use core::mem::{ManuallyDrop, MaybeUninit};
@@ -235,7 +259,7 @@ mod tables {
         Constraints, El1And0, MemoryRegion, PageTable, RootTable, Translation, VaRange,
     };
 
-    use super::{Kind, Plan, PlanError, SCTLR, SCTLR_WXN};
+    use super::{Access, Kind, Mapped, PAGE, Plan, PlanError, SCTLR, SCTLR_WXN};
 
     /// Tables in the pool. A board takes about a dozen: one or two for each gigabyte with something in it.
     const TABLES: usize = 32;
@@ -247,6 +271,12 @@ mod tables {
     static mut POOL: Pool = Pool([const { MaybeUninit::uninit() }; TABLES]);
     /// How many tables of the pool are taken; they are never given back.
     static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+    /// The runtime's own tables, as far as they are taken.
+    pub fn tables() -> core::ops::Range<u64> {
+        let start = &raw const POOL as u64;
+        start..start + TAKEN.load(Ordering::Relaxed).min(TABLES) as u64 * PAGE
+    }
 
     /// Hands out tables of the pool, which is mapped one to one. [`build`] asks it for no more than there are: a
     /// table beyond the pool's end is the last one again, and [`build`] reports it before anyone uses it.
@@ -305,6 +335,143 @@ mod tables {
             Kind::Constants => memory | El1Attributes::READ_ONLY | El1Attributes::PXN,
             Kind::Data => memory | El1Attributes::PXN,
             Kind::Registers => common | El1Attributes::ATTRIBUTE_INDEX_0 | El1Attributes::PXN,
+        }
+    }
+
+    /// Pages of tables that one agent's space takes at most: the root, one table of its gigabyte, and one for each 2 MiB
+    /// with something in it.
+    pub const TABLES_PER_SPACE: usize = 12;
+
+    /// Entries of a table.
+    const ENTRIES: usize = 512;
+    /// Bit 0 of an entry that is one (DDI 0487 D8.3).
+    const VALID: u64 = 1;
+
+    /// The tables of one space, handed out in order.
+    struct Own {
+        next: u64,
+        end: u64,
+    }
+
+    impl Translation<El1Attributes> for Own {
+        fn allocate_table(&mut self) -> (NonNull<PageTable<El1Attributes>>, PhysicalAddress) {
+            // As in `Bump`: one beyond the end is the last one again, and `build_space` then fails.
+            let address = self.next.min(self.end - PAGE);
+            self.next += PAGE;
+            let table: NonNull<PageTable<El1Attributes>> =
+                NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize))
+                    .expect("no page of memory is at address 0");
+            // SAFETY: the caller of `build_space` gave these pages away, mapped and aligned.
+            unsafe { table.write(PageTable::EMPTY) };
+            (table, PhysicalAddress(address as usize))
+        }
+
+        unsafe fn deallocate_table(&mut self, _table: NonNull<PageTable<El1Attributes>>) {
+            // The pages go back to their owner all at once, with the space.
+        }
+
+        fn physical_to_virtual(&self, pa: PhysicalAddress) -> NonNull<PageTable<El1Attributes>> {
+            NonNull::new(core::ptr::with_exposed_provenance_mut(pa.0))
+                .expect("no page of memory is at address 0")
+        }
+    }
+
+    /// An agent's address space: its root table and its number.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Space {
+        root: u64,
+        asid: u8,
+    }
+
+    impl Space {
+        /// What TTBR0_EL1 holds while the agent runs.
+        pub(crate) fn ttbr0(self) -> u64 {
+            self.root | u64::from(self.asid) << 48
+        }
+    }
+
+    /// Builds an agent's address space out of `mapped`, with the runtime's own map beside it, which only the runtime can
+    /// use. Nothing else is mapped.
+    ///
+    /// # Errors
+    /// [`PlanError`]: what can't be mapped, overlaps the runtime's gigabytes, or takes more tables than there are.
+    ///
+    /// # Safety
+    /// `tables` are whole pages of memory, mapped for the runtime, and the space's alone for as long as it is used;
+    /// `asid` is used by no other space meanwhile, and [`Space::forget`] was called on the last one that had it.
+    pub unsafe fn build_space(
+        runtime: Root,
+        asid: u8,
+        tables: core::ops::Range<u64>,
+        mapped: &[Mapped],
+    ) -> Result<Space, PlanError> {
+        let count = ((tables.end - tables.start) / PAGE) as usize;
+        let own = Own { next: tables.start, end: tables.end };
+        let mut root = ManuallyDrop::new(RootTable::with_va_range(own, 1, El1And0, VaRange::Lower));
+        for part in mapped {
+            let start = part.address.start;
+            root.map_range(
+                &MemoryRegion::new(start as usize, part.address.end as usize),
+                PhysicalAddress(part.physical as usize),
+                user_attributes(part.access),
+                Constraints::empty(),
+            )
+            .map_err(|_| PlanError::Refused { start })?;
+            if root.translation().next > tables.end {
+                return Err(PlanError::NoTable(count));
+            }
+        }
+        let address = root.to_physical().0 as u64;
+        let entries = |table: u64| core::ptr::with_exposed_provenance_mut::<u64>(table as usize);
+        for gib in 0..ENTRIES {
+            // SAFETY: both are root tables of 512 entries; the runtime's does not change any more, and nobody walks the
+            // space yet.
+            let (theirs, place) = unsafe { (entries(runtime.0).add(gib).read(), entries(address).add(gib)) };
+            if theirs & VALID == 0 {
+                continue;
+            }
+            // SAFETY: as above.
+            if unsafe { place.read() } & VALID != 0 {
+                return Err(PlanError::Refused { start: (gib as u64) << 30 });
+            }
+            // SAFETY: as above.
+            unsafe { place.write(theirs) };
+        }
+        crate::cpu::barrier::complete_tables();
+        Ok(Space { root: address, asid })
+    }
+
+    fn user_attributes(access: Access) -> El1Attributes {
+        let common = El1Attributes::VALID
+            | El1Attributes::ACCESSED
+            | El1Attributes::USER
+            | El1Attributes::NON_GLOBAL
+            | El1Attributes::PXN;
+        let memory = common | El1Attributes::ATTRIBUTE_INDEX_1 | El1Attributes::INNER_SHAREABLE;
+        match access {
+            Access::Execute => memory | El1Attributes::READ_ONLY,
+            Access::Read => memory | El1Attributes::READ_ONLY | El1Attributes::UXN,
+            Access::Write => memory | El1Attributes::UXN,
+            Access::Registers => common | El1Attributes::ATTRIBUTE_INDEX_0 | El1Attributes::UXN,
+        }
+    }
+
+    impl Space {
+        /// Takes all that any core remembers of the space out of its TLB, so that its number and its pages can be used
+        /// again.
+        pub fn forget(self) {
+            // SAFETY: forgetting a translation changes no memory; the space is in use on no core, or the core walks its
+            // tables again.
+            unsafe {
+                asm!(
+                    "dsb ishst",
+                    "tlbi aside1is, {asid}",
+                    "dsb ish",
+                    "isb",
+                    asid = in(reg) u64::from(self.asid) << 48,
+                    options(nostack, preserves_flags),
+                );
+            }
         }
     }
 

@@ -7,21 +7,25 @@ pub mod mmu;
 pub mod syndrome;
 pub mod timer;
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod barrier;
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod boot;
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod cache;
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub mod call;
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
+pub mod el0;
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod exception;
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod irq;
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod pmu;
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod power;
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod psci;
 
 /// The most cores that one image serves: what one Mount Evans has, and what the interrupt controllers of

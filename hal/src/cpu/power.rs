@@ -1,13 +1,6 @@
 //! How a core waits and how it ends: it parks, or it ends the simulator that it runs on.
 
-/// Tells whoever shares this core's hardware that it only waits: a YIELD, which costs an N1 nothing and lets a simulator
-/// with one thread go on to the next core. (`core::hint::spin_loop` is an ISB here, which empties the pipeline just when a
-/// message may have come.)
-#[inline(always)]
-pub fn relax() {
-    // SAFETY: a hint.
-    unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
-}
+pub use super::call::relax;
 
 /// Sleeps for good, interrupts masked.
 pub fn park() -> ! {

@@ -6,6 +6,8 @@ register_bitfields! [u64,
     ESR [
         /// Exception class.
         EC OFFSET(26) NUMBITS(6) [],
+        /// The number in an SVC instruction.
+        IMM16 OFFSET(0) NUMBITS(16) [],
         /// A data abort was a store.
         WNR OFFSET(6) NUMBITS(1) [],
         /// Fault status code of an abort.
@@ -35,6 +37,16 @@ impl Syndrome {
     /// Whether a data abort was a store (WnR).
     pub fn is_store(self) -> bool {
         matches!(self.class(), 0x24 | 0x25) && self.fields().is_set(ESR::WNR)
+    }
+
+    /// Whether it is a system call from AArch64.
+    pub fn is_system_call(self) -> bool {
+        self.class() == 0x15
+    }
+
+    /// The number in the SVC instruction; meaningless for any other exception.
+    pub fn call_number(self) -> u16 {
+        self.fields().read(ESR::IMM16) as u16
     }
 
     /// The exception in words.
@@ -81,5 +93,8 @@ mod tests {
         assert!(!Syndrome(0x9600_0007).is_store());
         assert!(!Syndrome(0xf200_0000).has_fault_address());
         assert_eq!(Syndrome(0xf200_0000).name(), "breakpoint instruction");
+        let call = Syndrome(0x5600_0007);
+        assert!(call.is_system_call() && !syndrome.is_system_call());
+        assert_eq!(call.call_number(), 7);
     }
 }

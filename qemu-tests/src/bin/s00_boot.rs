@@ -23,7 +23,7 @@ mod card {
         assert!(unsafe { (&raw const ZEROED).read_volatile() }.iter().all(|&word| word == 0));
         assert_eq!(power::core(), 0);
         say!("booted at EL{level}");
-        say!("memory {:x?} window {:x?}", machine.board.memory, machine.board.window);
+        say!("memory {:x?} window {:x?}", machine.board.memory, machine.board.windows[0]);
         say!("cores {:?} conduit {:?}", machine.board.cores, machine.board.conduit);
         pass()
     }

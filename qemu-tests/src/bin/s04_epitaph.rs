@@ -7,14 +7,14 @@ mod card {
     use core::hint::black_box;
     use core::sync::atomic::{AtomicUsize, Ordering};
 
-    use neap_abi::{Cause, Epitaph};
+    use neap_abi::{Cause, Epitaph, EpitaphRecord};
     use neap_hal::board::qemu_virt::{Machine, bring_up};
-    use neap_hal::cpu::{boot, psci};
+    use neap_hal::cpu::{CORES_MAX, boot, psci};
     use neap_hal::say;
     use neap_runtime::cores::{self, Shared};
+    use neap_runtime::enclave::CoreState;
     use neap_runtime::end::{self, Summary};
-    use neap_runtime::session::CoreState;
-    use neap_runtime::window;
+    use neap_runtime::window::{self, Wanted};
 
     extern crate alloc;
 
@@ -112,9 +112,14 @@ mod card {
         // SAFETY: called once, with what the boot code gave.
         let machine = unsafe { bring_up(device_tree as u64) }.unwrap_or_else(|error| panic!("{error}"));
         let Machine { board, map, gic, message_frame, timer, .. } = machine;
+        let wanted = Wanted { cores: 2, logged: 0b11, cpus: 1, features: 0 };
         // SAFETY: the board's window, which nobody else here reaches.
-        let laid_out =
-            unsafe { window::lay_out(&board.window, 2, 1, 0) }.unwrap_or_else(|error| panic!("{error}"));
+        let laid_out = unsafe { window::lay_out(&board.windows[0], 0, wanted) }
+            .unwrap_or_else(|error| panic!("{error}"));
+        let mut epitaphs = [None; CORES_MAX];
+        for (core, region) in &laid_out.epitaphs {
+            epitaphs[*core] = Some(*region);
+        }
         let core = cores::core(1);
         let shared = cores::share(Shared {
             gic,
@@ -124,8 +129,7 @@ mod card {
             affinities: board.cores,
             args: board.args,
             timer,
-            epitaphs: laid_out.epitaphs,
-            agent_control: laid_out.agent_control,
+            epitaphs,
         });
         for (number, crime) in CRIMES.iter().enumerate() {
             NEXT.store(number, Ordering::Release);
@@ -136,9 +140,8 @@ mod card {
             while core.state() != CoreState::Dead || !psci::is_off(shared.conduit, shared.affinities[1]) {
                 core::hint::spin_loop();
             }
-            let Some(epitaph) = window::read_epitaph(&shared.epitaphs[1]) else {
-                panic!("{}: no epitaph", crime.name)
-            };
+            let record = shared.epitaphs[1].as_ref().and_then(window::read_epitaph);
+            let Some(EpitaphRecord { epitaph, .. }) = record else { panic!("{}: no epitaph", crime.name) };
             say!("{}: {}", crime.name, Summary(&epitaph));
             assert!((crime.proves)(&epitaph), "{}: {epitaph:?}", crime.name);
             assert_eq!((epitaph.core, epitaph.session), (1, number as u32));

@@ -17,6 +17,8 @@ pub struct Budget {
     pub path_refusal_instructions_max: u64,
     /// Modelled time of the same path with its doorbell, in nanoseconds, at most.
     pub path_modelled_ns_max: f64,
+    /// Instructions of an agent's core for which nobody decides while a newcomer takes over, at most.
+    pub blackout_instructions_max: u64,
     /// Bytes that runtime and agent load, at most.
     pub image_loaded_bytes_max: u64,
     /// Instructions from reset to the first decision, at most.
@@ -42,7 +44,7 @@ impl Budget {
 mod tests {
     use super::*;
 
-    const WHOLE: &str = "path_instructions_max = 150\npath_refusal_instructions_max = 220\npath_modelled_ns_max = 150\nimage_loaded_bytes_max = 131072\n\
+    const WHOLE: &str = "path_instructions_max = 150\npath_refusal_instructions_max = 220\npath_modelled_ns_max = 150\nblackout_instructions_max = 300000\nimage_loaded_bytes_max = 131072\n\
                          boot_instructions_max = 3000000\nqueue_ratio_min = 1.2\n";
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use neap_abi::control::policy_id;
 use object::elf::PT_LOAD;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object};
@@ -13,7 +14,7 @@ use serde::Deserialize;
 
 use crate::process::{self, Limits, Stream, Watch};
 use crate::progress::Step;
-use crate::{paths, setup};
+use crate::{agent_image, paths, setup};
 
 /// The firmware's target, as rustc names it.
 pub const TARGET: &str = "aarch64-unknown-none";
@@ -74,12 +75,13 @@ pub fn build(kind: &Kind) -> Result<FirmwareImage> {
 
 /// As [`build`], with cargo features of the image's package.
 pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
+    let bundle = if *kind == Kind::Runtime { Some(bundle()?) } else { None };
     let mut options = vec!["--package", kind.package(), "--bin", kind.bin()];
     let features = features.join(",");
     if !features.is_empty() {
         options.extend(["--features", &features]);
     }
-    let mut programs = build_programs(kind.bin(), &options)?;
+    let mut programs = build_programs(kind.bin(), &options, bundle.as_deref())?;
     let elf = programs.remove(kind.bin());
     let elf = elf.with_context(|| format!("cargo built no program {} in {}", kind.bin(), kind.package()))?;
     FirmwareImage::open(&elf)
@@ -88,17 +90,103 @@ pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
 /// Builds all programs of `qemu-tests`, by name.
 pub fn build_tests() -> Result<BTreeMap<String, FirmwareImage>> {
     let programs =
-        build_programs("qemu-tests", &["--package", Kind::Test(String::new()).package(), "--bins"])?;
+        build_programs("qemu-tests", &["--package", Kind::Test(String::new()).package(), "--bins"], None)?;
     programs.into_iter().map(|(name, elf)| Ok((name, FirmwareImage::open(&elf)?))).collect()
 }
 
-fn build_programs(what: &str, options: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+/// The agents that the firmware brings with it, by name.
+const BUNDLED: [&str; 1] = ["fifo"];
+
+/// A built agent: its ELF and its image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// The ELF, with its line tables.
+    pub elf: PathBuf,
+    /// The image that the supervisor takes.
+    pub image: PathBuf,
+}
+
+/// Builds an agent by its name: `fifo`, or one of those of `qemu-tests/attacks`.
+pub fn agent(name: &str) -> Result<Agent> {
+    let (package, bin) = match name {
+        "fifo" => ("neap-agent-fifo", "neap-agent-fifo"),
+        attack => ("neap-attacks", attack),
+    };
+    let mut programs = build_programs(bin, &["--package", package, "--bin", bin], None)
+        .with_context(|| format!("there is no agent `{name}` that could be built"))?;
+    let elf = programs.remove(bin).with_context(|| format!("cargo built no program {bin} in {package}"))?;
+    let image = pack(&elf, name)?;
+    Ok(Agent { elf, image })
+}
+
+/// The image of an agent, built by its name.
+pub fn agent_image(name: &str) -> Result<PathBuf> {
+    Ok(agent(name)?.image)
+}
+
+/// Builds all agents of `qemu-tests/attacks`, by name.
+pub fn build_attacks() -> Result<BTreeMap<String, Agent>> {
+    let programs = build_programs("the attacks", &["--package", "neap-attacks", "--bins"], None)?;
+    let packed = |(name, elf): (String, PathBuf)| {
+        let image = pack(&elf, &name)?;
+        Ok((name, Agent { elf, image }))
+    };
+    programs.into_iter().map(packed).collect()
+}
+
+/// Packs an agent's ELF into an image beside the others.
+fn pack(elf: &Path, name: &str) -> Result<PathBuf> {
+    let bytes = fs::read(elf).with_context(|| format!("{} can't be read", elf.display()))?;
+    let image = agent_image::pack(&bytes, name).with_context(|| format!("agent {name}"))?;
+    let path = paths::target_dir().join("agents").join(format!("{name}.img"));
+    write_if_new(&path, &image)?;
+    Ok(path)
+}
+
+/// Builds the bundle of agents and returns its file.
+fn bundle() -> Result<PathBuf> {
+    let mut bundle = Vec::new();
+    for name in BUNDLED {
+        let image = agent_image(name)?;
+        let image = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
+        // As the runtime's `bundle` reads it.
+        let block = lz4_flex::block::compress(&image);
+        for word in [policy_id(name), image.len() as u32, block.len() as u32] {
+            bundle.extend(word.to_le_bytes());
+        }
+        bundle.extend(block);
+    }
+    let path = paths::target_dir().join("agents").join("bundle");
+    write_if_new(&path, &bundle)?;
+    Ok(path)
+}
+
+/// Writes a file, unless it says so already: what is built from it is then not built anew.
+fn write_if_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    let directory = path.parent().context("a file has a directory")?;
+    fs::create_dir_all(directory).with_context(|| format!("{} can't be made", directory.display()))?;
+    // Whole or not at all: others may build at the same time.
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
+    std::io::Write::write_all(&mut file, bytes)?;
+    file.persist(path).with_context(|| format!("{} can't be written", path.display()))?;
+    Ok(())
+}
+
+fn build_programs(what: &str, options: &[&str], bundle: Option<&Path>) -> Result<BTreeMap<String, PathBuf>> {
     setup::target()?;
     let mut command = Command::new(cargo());
     command
         .current_dir(paths::root())
         .args(["build", "--message-format=json-render-diagnostics", "--target", TARGET, "--profile", PROFILE])
+        .args(short_paths())
         .args(options);
+    match bundle {
+        Some(bundle) => command.env("NEAP_BUNDLE", bundle),
+        None => command.env_remove("NEAP_BUNDLE"),
+    };
     let mut build = Build { step: None, what, programs: BTreeMap::new() };
     let finished = process::run(&mut command, Limits::total(1200), &mut build)?;
     if !finished.ok() {
@@ -109,6 +197,23 @@ fn build_programs(what: &str, options: &[&str]) -> Result<BTreeMap<String, PathB
         step.done();
     }
     Ok(build.programs)
+}
+
+/// Has the sources of other people's crates named without the directory where this machine keeps them: panics carry their
+/// files' names, and the same image should come of the same sources anywhere.
+fn short_paths() -> Vec<String> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let sources = home.map(|home| home.join("registry/src"));
+    let registries = sources.into_iter().flat_map(|sources| fs::read_dir(sources).into_iter().flatten());
+    let flags: Vec<String> = registries
+        .flatten()
+        .map(|registry| format!("'--remap-path-prefix={}/='", registry.path().display()))
+        .collect();
+    if flags.is_empty() {
+        return Vec::new();
+    }
+    vec!["--config".to_owned(), format!("target.{TARGET}.rustflags=[{}]", flags.join(","))]
 }
 
 /// The cargo that runs us, else the one in `$PATH`.

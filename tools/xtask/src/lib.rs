@@ -4,9 +4,11 @@
 //! 2. Every wait has a bound, and every error names its culprit and a remedy.
 //! 3. What is missing is installed or named; nothing is skipped in silence.
 
+pub mod agent_image;
 pub mod bench;
 pub mod budget;
 pub mod firmware;
+pub mod ipu;
 pub mod machine;
 pub mod panicfree;
 pub mod paths;

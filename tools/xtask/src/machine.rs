@@ -21,8 +21,8 @@ pub struct Machine {
     pub gic: u32,
     /// Enter at EL2, as with a hypervisor's hardware, and not at EL1.
     pub virtualization: bool,
-    /// The window's file, and its size in bytes.
-    pub window: (PathBuf, u64),
+    /// One window per enclave: its file, and its size in bytes.
+    pub windows: Vec<(PathBuf, u64)>,
     /// One doorbell function per enclave: its server's socket, and its vectors.
     pub doorbells: Vec<(PathBuf, u16)>,
     /// The kernel's command line: `neap.key=value` words.
@@ -36,7 +36,7 @@ impl Machine {
             cores,
             gic: if cores > GIC2_CORES_MAX { 3 } else { 2 },
             virtualization: false,
-            window: (window.to_path_buf(), window_bytes),
+            windows: vec![(window.to_path_buf(), window_bytes)],
             doorbells: Vec::new(),
             bootargs: Vec::new(),
         }
@@ -57,7 +57,7 @@ impl Machine {
         if self.doorbells.len() > 8 {
             bail!("{} doorbell functions, and a PCI device has 8", self.doorbells.len());
         }
-        let (window, window_bytes) = &self.window;
+        let windows_bytes: u64 = self.windows.iter().map(|(_, bytes)| bytes).sum();
         let mut command = Command::new(qemu);
         let mut machine = format!("virt,gic-version={}", self.gic);
         if self.virtualization {
@@ -70,13 +70,17 @@ impl Machine {
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
         command.args(["-semihosting-config", "enable=on,target=native"]);
-        command.args(["-m", &format!("{}M", (RAM_BYTES + window_bytes) >> 20)]);
+        command.args(["-m", &format!("{}M", (RAM_BYTES + windows_bytes) >> 20)]);
         command.args(["-object", &format!("memory-backend-ram,id=m0,size={}M", RAM_BYTES >> 20)]);
-        command.args([
-            "-object",
-            &format!("memory-backend-file,id=m1,size={window_bytes},mem-path={},share=on", escaped(window)),
-        ]);
-        command.args(["-numa", "node,nodeid=0,memdev=m0", "-numa", "node,nodeid=1,memdev=m1"]);
+        command.args(["-numa", "node,nodeid=0,memdev=m0"]);
+        for (node, (window, bytes)) in (1..).zip(&self.windows) {
+            command.args([
+                "-object",
+                &format!("memory-backend-file,id=m{node},size={bytes},mem-path={},share=on", escaped(window)),
+                "-numa",
+                &format!("node,nodeid={node},memdev=m{node}"),
+            ]);
+        }
         for (index, (socket, vectors)) in self.doorbells.iter().enumerate() {
             command.args(["-chardev", &format!("socket,id=c{index},path={}", escaped(socket))]);
             command.args([

@@ -3,7 +3,7 @@
 //! Nothing here is assumed but where the tree is: QEMU puts it at the start of memory for an ELF kernel, and
 //! its address into x0 for a Linux image.
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 mod bring_up;
 mod tree;
 
@@ -18,9 +18,12 @@ use crate::board::pci::Apertures;
 use crate::cpu::CORES_MAX;
 use crate::cpu::mmu::{Image, Kind, PAGE, Plan, PlanError};
 
-#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub use bring_up::{BringUpError, Machine, bring_up};
 pub use tree::TreeError;
+
+/// The most windows, and so enclaves: functions of one PCI device.
+pub const ENCLAVES_MAX: usize = 8;
 
 /// Where QEMU leaves the tree when it loads an ELF.
 pub const TREE_OF_ELF: u64 = 0x4000_0000;
@@ -30,8 +33,8 @@ pub const TREE_OF_ELF: u64 = 0x4000_0000;
 pub struct Board {
     /// Private memory; the image is in it.
     pub memory: Range<u64>,
-    /// What the host sees too: memory of NUMA node 1.
-    pub window: Range<u64>,
+    /// What the host sees too, one window an enclave: memory of the NUMA nodes from 1 on, in their order.
+    pub windows: Vec<Range<u64>, ENCLAVES_MAX>,
     /// The cores' MPIDR affinities; the first is the one that boots.
     pub cores: Vec<u64, CORES_MAX>,
     /// The interrupt controller.
@@ -73,7 +76,9 @@ impl Board {
             plan.add(self.memory.start..image.text.start, Kind::Constants)?;
         }
         plan.add(self.free_memory(image), Kind::Data)?;
-        plan.add(self.window.clone(), Kind::Data)?;
+        for window in &self.windows {
+            plan.add(window.clone(), Kind::Data)?;
+        }
         plan.add(pages(&self.console), Kind::Registers)?;
         plan.add(pages(&self.ecam), Kind::Registers)?;
         for block in self.gic.registers().chain(registers) {

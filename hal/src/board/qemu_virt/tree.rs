@@ -6,7 +6,7 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 use heapless::Vec;
 
-use super::Board;
+use super::{Board, ENCLAVES_MAX};
 use crate::board::Conduit;
 use crate::board::bootargs::{BootArgError, BootArgs};
 use crate::board::gic;
@@ -48,6 +48,9 @@ pub enum TreeError {
          (-numa node,nodeid=1,memdev=..)"
     )]
     NoWindow,
+    /// More memory backends than there can be enclaves.
+    #[error("more than {ENCLAVES_MAX} windows: leave out NUMA nodes above {ENCLAVES_MAX}")]
+    TooManyWindows,
     /// More cores than the image has stacks for.
     #[error("{0} cores, but the image has stacks for {CORES_MAX}: lower -smp")]
     TooManyCores(usize),
@@ -63,12 +66,12 @@ pub enum TreeError {
 pub(super) fn read(bytes: &[u8]) -> Result<Board, TreeError> {
     let tree = Fdt::new(bytes).map_err(|error| TreeError::Damaged(error.kind))?;
     let root = tree.root();
-    let (memory, window) = memories(root)?;
+    let (memory, windows) = memories(root)?;
     let pcie = compatible(root, "pci-host-ecam-generic").ok_or(TreeError::Missing("PCI host"))?;
     let console = compatible(root, "arm,pl011").ok_or(TreeError::Missing("PL011 console"))?;
     Ok(Board {
         memory,
-        window: window.ok_or(TreeError::NoWindow)?,
+        windows,
         cores: cores(root)?,
         gic: controller(root)?,
         console: register_block(console, 0, "PL011 console")?,
@@ -103,9 +106,11 @@ fn register_block(node: FdtNode<'_>, index: usize, name: &'static str) -> Result
     block.ok_or(bad)
 }
 
-/// Private memory and, if there is one, the window.
-fn memories(root: FdtNode<'_>) -> Result<(Range<u64>, Option<Range<u64>>), TreeError> {
-    let (mut private, mut window) = (None, None);
+/// Private memory and the windows.
+fn memories(root: FdtNode<'_>) -> Result<(Range<u64>, Vec<Range<u64>, ENCLAVES_MAX>), TreeError> {
+    let mut private = None;
+    // In the order of their nodes, whatever the tree's.
+    let mut found: Vec<(u32, Range<u64>), ENCLAVES_MAX> = Vec::new();
     for node in root.children() {
         if text(&node, "device_type") != Some("memory") {
             continue;
@@ -117,14 +122,18 @@ fn memories(root: FdtNode<'_>) -> Result<(Range<u64>, Option<Range<u64>>), TreeE
                 .map_err(|_| TreeError::Bad { node: "memory", property: "numa-node-id" })?,
         };
         let range = register_block(node, 0, "memory")?;
-        match numa_node {
-            0 => private = Some(range),
-            1 => window = Some(range),
-            _ => {}
+        if numa_node == 0 {
+            private = Some(range);
+        } else {
+            let place = found.iter().take_while(|(other, _)| *other < numa_node).count();
+            found.insert(place, (numa_node, range)).map_err(|_| TreeError::TooManyWindows)?;
         }
     }
-    let private = private.ok_or(TreeError::Missing("memory on NUMA node 0"))?;
-    Ok((private, window))
+    let windows: Vec<_, ENCLAVES_MAX> = found.into_iter().map(|(_, range)| range).collect();
+    if windows.is_empty() {
+        return Err(TreeError::NoWindow);
+    }
+    Ok((private.ok_or(TreeError::Missing("memory on NUMA node 0"))?, windows))
 }
 
 fn cores(root: FdtNode<'_>) -> Result<Vec<u64, CORES_MAX>, TreeError> {

@@ -19,6 +19,8 @@ pub struct MeterArgs {
     pub doorbells: Range<u64>,
     /// What QEMU's RAM addresses are off by ([`crate::api::ram_shift`]).
     pub ram_shift: u64,
+    /// Where the runtime lends a core to an agent, as a virtual address; 0 where nobody asks.
+    pub enter: u64,
 }
 
 /// `-M virt`'s 32-bit PCI window (QEMU, `hw/arm/virt.c`, `VIRT_PCIE_MMIO`).
@@ -28,7 +30,7 @@ pub const VIRT_PCI_WINDOW: Range<u64> = 0x1000_0000..0x3eff_0000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgsError {
     /// A word the meter does not know.
-    #[error("unknown argument `{0}`: the meter takes out, core, ring, slots, doorbells and ram-shift")]
+    #[error("unknown argument `{0}`: the meter takes out, core, ring, slots, doorbells, ram-shift and enter")]
     Unknown(String),
     /// A value that is no number or no range.
     #[error("`{0}` has a value of the wrong form: numbers are hexadecimal with 0x, ranges `start-end`")]
@@ -45,7 +47,7 @@ impl MeterArgs {
     /// [`ArgsError`], naming the word.
     pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, ArgsError> {
         let (mut out, mut core, mut ring, mut slots) = (None, 1, None, None);
-        let (mut doorbells, mut ram_shift) = (VIRT_PCI_WINDOW, 0);
+        let (mut doorbells, mut ram_shift, mut enter) = (VIRT_PCI_WINDOW, 0, 0);
         for word in words {
             let malformed = || ArgsError::Malformed(word.to_owned());
             let (key, value) = word.split_once('=').ok_or_else(|| ArgsError::Unknown(word.to_owned()))?;
@@ -56,6 +58,7 @@ impl MeterArgs {
                 "slots" => slots = Some(range(value).ok_or_else(malformed)?),
                 "doorbells" => doorbells = range(value).ok_or_else(malformed)?,
                 "ram-shift" => ram_shift = number(value).ok_or_else(malformed)?,
+                "enter" => enter = number(value).ok_or_else(malformed)?,
                 _ => return Err(ArgsError::Unknown(word.to_owned())),
             }
         }
@@ -66,6 +69,7 @@ impl MeterArgs {
             slots: slots.ok_or(ArgsError::Missing("slots"))?,
             doorbells,
             ram_shift,
+            enter,
         })
     }
 }
@@ -75,7 +79,7 @@ impl fmt::Display for MeterArgs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "out={},core={},ring={:#x}-{:#x},slots={:#x}-{:#x},doorbells={:#x}-{:#x},ram-shift={:#x}",
+            "out={},core={},ring={:#x}-{:#x},slots={:#x}-{:#x},doorbells={:#x}-{:#x},ram-shift={:#x},enter={:#x}",
             self.out.display(),
             self.core,
             self.ring.start,
@@ -84,7 +88,8 @@ impl fmt::Display for MeterArgs {
             self.slots.end,
             self.doorbells.start,
             self.doorbells.end,
-            self.ram_shift
+            self.ram_shift,
+            self.enter
         )
     }
 }
@@ -111,6 +116,7 @@ mod tests {
             slots: 0x4800_4000..0x4800_4400,
             doorbells: VIRT_PCI_WINDOW,
             ram_shift: 0xffff_ffff_c800_0000,
+            enter: 0x4020_1234,
         }
     }
 

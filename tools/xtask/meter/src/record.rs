@@ -6,7 +6,7 @@
 //! to its last whole frame.
 
 /// First bytes of the file, with the format's version.
-pub const MAGIC: &[u8; 8] = b"NEAPMTR\x01";
+pub const MAGIC: &[u8; 8] = b"NEAPMTR\x02";
 
 /// How a path ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -93,6 +93,18 @@ pub enum Record {
     End(Totals),
     /// So many paths were left out, because the file was full.
     LeftOut(u64),
+    /// An agent that came after another has made its first decision.
+    Switch(Switch),
+}
+
+/// From one agent's last decision to the next one's first, in instructions of their core. A core that sleeps executes
+/// none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Switch {
+    /// Since the last store to a decision slot by the agent before.
+    pub blackout: u64,
+    /// Since the core was lent to the new agent.
+    pub start: u64,
 }
 
 /// Why a file of records is refused.
@@ -111,6 +123,7 @@ const FIRST_POLL: u8 = 2;
 const FIRST_DECISION: u8 = 3;
 const END: u8 = 4;
 const LEFT_OUT: u8 = 5;
+const SWITCH: u8 = 6;
 
 impl Record {
     /// Appends the record's frame to `to`. `payload` is scratch, overwritten.
@@ -128,6 +141,11 @@ impl Record {
                 varint(*count, payload);
                 LEFT_OUT
             }
+            Self::Switch(switch) => {
+                varint(switch.blackout, payload);
+                varint(switch.start, payload);
+                SWITCH
+            }
         };
         to.push(tag);
         varint(payload.len() as u64, to);
@@ -142,6 +160,9 @@ impl Record {
             FIRST_DECISION => Self::FirstDecision(decode_totals(&mut bytes)?),
             END => Self::End(decode_totals(&mut bytes)?),
             LEFT_OUT => Self::LeftOut(take_varint(&mut bytes)?),
+            SWITCH => {
+                Self::Switch(Switch { blackout: take_varint(&mut bytes)?, start: take_varint(&mut bytes)? })
+            }
             _ => return None,
         };
         bytes.is_empty().then_some(record)
@@ -288,11 +309,12 @@ mod tests {
     fn any_record(random: &mut impl Rng) -> Record {
         let totals =
             |random: &mut _| Totals { instructions: (0..any(random) % 17).map(|_| any(random)).collect() };
-        match random.random_range(0..8) {
+        match random.random_range(0..9) {
             0 => Record::FirstPoll(totals(random)),
             1 => Record::FirstDecision(totals(random)),
             2 => Record::End(totals(random)),
             3 => Record::LeftOut(any(random)),
+            4 => Record::Switch(Switch { blackout: any(random), start: any(random) }),
             _ => Record::Path(Path {
                 line: any(random),
                 words: random.random(),

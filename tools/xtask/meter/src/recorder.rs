@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crate::args::MeterArgs;
 use crate::attempt::{Access, Meaning, Segmenter};
-use crate::record::{MAGIC, Path, Record, Totals};
+use crate::record::{MAGIC, Path, Record, Switch, Totals};
 
 /// The most paths in one file; the rest is counted in [`Record::LeftOut`]. A bench sends some hundred
 /// messages a run: this only bounds the disk when a host runs beside the meter for hours.
@@ -19,6 +19,12 @@ pub struct Recorder<W> {
     payload: Vec<u8>,
     polled: bool,
     decided: bool,
+    enter: u64,
+    /// Instructions of the agent's core.
+    executed: u64,
+    /// What they came to at the last decision, and when the core was last lent to an agent that has made none yet.
+    last_decision: Option<u64>,
+    entered: Option<u64>,
     written: u64,
     left_out: u64,
     failure: Option<io::Error>,
@@ -38,6 +44,10 @@ impl<W: Write> Recorder<W> {
             payload: Vec::new(),
             polled: false,
             decided: false,
+            enter: args.enter,
+            executed: 0,
+            last_decision: None,
+            entered: None,
             written: 0,
             left_out: 0,
             failure: None,
@@ -46,6 +56,10 @@ impl<W: Write> Recorder<W> {
 
     /// The agent's core is about to execute the instruction at `pc`.
     pub fn execute(&mut self, pc: u64) {
+        self.executed += 1;
+        if pc == self.enter {
+            self.entered = Some(self.executed);
+        }
         self.segmenter.execute(pc);
     }
 
@@ -62,9 +76,16 @@ impl<W: Write> Recorder<W> {
                 }
             }
             // A slot that is cleared before the first poll is no decision.
-            Meaning::SlotStore if self.polled && !self.decided => {
-                self.decided = true;
-                self.write(&Record::FirstDecision(totals()));
+            Meaning::SlotStore if self.polled => {
+                if !self.decided {
+                    self.decided = true;
+                    self.write(&Record::FirstDecision(totals()));
+                }
+                if let (Some(last), Some(entered)) = (self.last_decision, self.entered.take()) {
+                    let blackout = self.executed - last;
+                    self.write(&Record::Switch(Switch { blackout, start: self.executed - entered }));
+                }
+                self.last_decision = Some(self.executed);
             }
             _ => (),
         }
@@ -138,6 +159,35 @@ mod tests {
         };
         assert_eq!([poll, first, end], [&totals(2), &totals(4), &totals(6)]);
         assert_eq!((path.ending, path.slot_stores, first.sum()), (Ending::Prestage, 2, 12));
+    }
+
+    #[test]
+    fn from_one_agent_s_last_decision_to_the_next_one_s_first() {
+        let args =
+            MeterArgs::parse(["out=x", "ring=0x1000-0x2000", "slots=0x4000-0x4400", "enter=0x500"]).unwrap();
+        let mut file = Vec::new();
+        let mut recorder = Recorder::new(&args, &mut file).unwrap();
+        let mut steps = |pcs: &[u64], store: bool| {
+            for &pc in pcs {
+                recorder.execute(pc);
+            }
+            recorder.access(access(if store { 0x4000 } else { 0x1000 }, 8, store), Totals::default);
+        };
+        // The first agent of all comes after nobody.
+        steps(&[0x500, 0x100], false);
+        steps(&[0x104], true);
+        steps(&[0x108, 0x10c], true);
+        // Two agents come; the first of them never decides.
+        steps(&[0x110, 0x500, 0x100, 0x500, 0x100], false);
+        steps(&[0x104], true);
+        steps(&[0x108], true);
+        recorder.finish(Totals::default()).unwrap();
+        let switches: Vec<Switch> = read(&file)
+            .unwrap()
+            .into_iter()
+            .filter_map(|record| if let Record::Switch(switch) = record { Some(switch) } else { None })
+            .collect();
+        assert_eq!(switches, [Switch { blackout: 6, start: 2 }]);
     }
 
     #[test]

@@ -6,8 +6,11 @@
 use clap::Subcommand;
 
 pub mod boot;
+pub mod kill;
+mod lives;
 pub mod path;
 pub mod queue;
+pub mod replace;
 pub mod size;
 
 /// What can be measured.
@@ -17,8 +20,12 @@ pub enum Bench {
     Path(Output),
     /// Instructions from reset to the first decision.
     Boot(Output),
+    /// Agents killed at random points under load.
+    Kill(kill::Options),
     /// The message ring against its best peers.
     Queue(Output),
+    /// How long nobody decides while one agent takes over from another.
+    Replace(replace::Options),
     /// Loaded size of the runtime with its agent.
     Size(Output),
 }
@@ -36,7 +43,9 @@ pub fn run(bench: Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Path(output) => path::run(output.json),
         Bench::Boot(output) => boot::run(output.json),
+        Bench::Kill(options) => kill::run(options),
         Bench::Queue(output) => queue::run(output.json),
+        Bench::Replace(options) => replace::run(options),
         Bench::Size(output) => size::run(output.json),
     }
 }

@@ -5,8 +5,8 @@
 
 mod analysis;
 mod host;
-mod metered;
-mod model;
+pub(super) mod metered;
+pub(super) mod model;
 mod program;
 mod report;
 mod script;
@@ -60,13 +60,14 @@ pub fn run(json: bool) -> Result<()> {
         .iter()
         .map(|run| analysis::attribute(&run.records, &run.sent, run.ring_lines))
         .collect::<Result<Vec<_>>>()?;
-    let program = Program::open(parts.elf())?;
+    let elves = parts.elves();
+    let program = Program::open(&elves)?;
     let mut facts = Facts::new(&program);
     let mut all = Findings::default();
     for run in &measured {
         all.merge(Findings::of(run, &mut facts)?);
     }
-    let modelled = worst(&measured, &Listing::of(parts.elf(), &llvm)?, &llvm)?;
+    let modelled = worst(&measured, &Listing::of(&elves, &llvm)?, &llvm)?;
     let report = Report::new(all, modelled, analysis::repeatable(&measured), RUNS, llvm.version);
     if json {
         println!("{}", serde_json::to_string(&report)?);
@@ -110,7 +111,7 @@ pub fn boot() -> Result<Boot> {
 fn parts() -> Result<Parts> {
     let qemu = setup::qemu()?;
     let image = firmware::build(&Kind::Runtime)?;
-    Parts::new(qemu, image.elf)
+    Parts::new(qemu, image.elf, firmware::agent(POLICY)?.elf)
 }
 
 /// Boots once without the meter, to learn where it has to look.

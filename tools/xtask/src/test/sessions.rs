@@ -1,9 +1,7 @@
 //! Stage `sessions`: the release firmware on QEMU, and hosts in this process that do what hosts do: work, die, come back,
 //! ask for what is not there, and write nonsense.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,16 +11,14 @@ use neap_host::link::{AttachError, Attachment, Link};
 use neap_host::window::HostWindow;
 use neap_host::worker::{self, Config, Step as WorkStep, Work, WorkerError};
 use neap_queue::Producer;
-use neap_vipu::{Domain, Peer, Server, Window};
-use tempfile::TempDir;
+use neap_vipu::Peer;
 
 use super::Verdict;
 use crate::firmware::{self, Kind};
-use crate::machine::{Machine, WINDOW_BYTES};
+use crate::ipu::{self, VECTORS};
 use crate::progress::Step;
-use crate::{process, setup};
+use crate::setup;
 
-const VECTORS: u16 = 16;
 /// How long the firmware may take to anything, in a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -61,53 +57,23 @@ pub(super) fn run() -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// A running IPU. Dropped, it is gone.
+/// A running IPU of one enclave, and the sessions that it has had.
 struct Ipu {
-    // In the order of their ends: QEMU before what it is connected to.
-    qemu: Qemu,
-    _server: Server,
-    window: Window,
-    directory: TempDir,
+    ipu: ipu::Ipu,
     session: u32,
-}
-
-/// A QEMU that ends with us.
-struct Qemu(Child);
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        // It may have ended already, which is what is wanted.
-        let _ = process::stop(&mut self.0);
-    }
 }
 
 impl Ipu {
     fn boot(qemu: &Path, elf: &Path, cores: u32) -> Result<Self> {
-        let directory =
-            tempfile::Builder::new().prefix(&format!("neap-{}-", std::process::id())).tempdir()?;
-        let name = directory.path().file_name().context("a temporary directory has a name")?;
-        let window = Window::create(&name.to_string_lossy(), WINDOW_BYTES)?;
-        let socket = directory.path().join("enclave");
-        let server = Server::start(vec![Domain::new(&socket, window.descriptor()?, VECTORS)])?;
-        let mut machine = Machine::new(cores, window.path(), window.bytes());
-        machine.doorbells.push((socket, VECTORS));
-        let console = File::create(directory.path().join("console"))?;
-        let mut command = machine.command(qemu, elf)?;
-        command.stdin(Stdio::null()).stderr(console.try_clone()?).stdout(console);
-        let qemu = Qemu(command.spawn().context("QEMU does not start")?);
-        Ok(Self { qemu, _server: server, window, directory, session: 0 })
+        Ok(Self { ipu: ipu::Ipu::boot(qemu, elf, cores, 1)?, session: 0 })
     }
 
     fn socket(&self) -> PathBuf {
-        self.directory.path().join("enclave")
+        self.ipu.socket(0)
     }
 
     fn console(&mut self) -> String {
-        let said = fs::read_to_string(self.directory.path().join("console")).unwrap_or_default();
-        match self.qemu.0.try_wait() {
-            Ok(Some(status)) => format!("{said}\n(QEMU has ended: {status})"),
-            _ => said,
-        }
+        self.ipu.console()
     }
 
     /// A host's settings for the next session.
@@ -125,7 +91,7 @@ impl Ipu {
     /// Attaches as a host by hand and does `with`; then is not heard of again, as a host that died.
     fn attached(&mut self, with: impl FnOnce(&Link<'_>) -> Result<()>) -> Result<()> {
         let peer = Peer::connect(&self.socket(), VECTORS, PATIENCE)?;
-        let window = HostWindow::new(self.window.map()?);
+        let window = HostWindow::new(self.ipu.window(0).map()?);
         let attachment = self.attachment();
         let link = Link::attach(&window, &peer, &attachment)?;
         with(&link)
@@ -206,10 +172,12 @@ fn says_the_unknown(ipu: &mut Ipu) -> Result<()> {
         let mut unknown = Message::new(MessageKind::Nop, 0).to_payload();
         unknown[0] |= 0xee;
         let outside = Message::new(MessageKind::TaskNew, 200).to_payload();
-        for line in [unknown, outside] {
+        // An agent listens from the first resync on.
+        let begin = Message::new(MessageKind::ResyncBegin, 0).to_payload();
+        for line in [begin, unknown, outside] {
             ensure!(raw.push(&line).is_ok(), "a fresh ring is full");
         }
-        agent(link, |agent| agent.unknown == 2 && agent.resyncs == 2 && agent.credits == 2)
+        agent(link, |agent| agent.unknown == 2 && agent.resyncs == 2 && agent.credits == 3)
     })?;
     works(ipu)
 }

@@ -66,6 +66,7 @@ impl<'a> Host<'a> {
             version: VERSION,
             features: machine.hello().features,
             policy: policy_id(policy),
+            confirmed: 0,
         };
         SlotWriter::default().write(line(RegionKind::HostControl)?, &attach.to_payload(), 0);
         // The firmware may sleep; before its first word it can't be rung, and wakes by its timer.

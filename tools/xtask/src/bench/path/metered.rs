@@ -36,15 +36,16 @@ pub struct Parts {
     qemu: PathBuf,
     version: QemuVersion,
     elf: PathBuf,
+    agent: PathBuf,
     plugin: PathBuf,
 }
 
 impl Parts {
-    /// Builds the plugin for this `qemu`.
+    /// Builds the plugin for this `qemu`; the firmware is `elf`, with `agent` in its bundle.
     ///
     /// # Errors
     /// A QEMU without a version, or a plugin that does not build.
-    pub fn new(qemu: PathBuf, elf: PathBuf) -> Result<Self> {
+    pub fn new(qemu: PathBuf, elf: PathBuf, agent: PathBuf) -> Result<Self> {
         let text = process::output(Command::new(&qemu).arg("--version"), Limits::total(20))?;
         let version = QemuVersion::parse(&text).context("QEMU does not say its version")?;
         let mut build = Command::new(firmware::cargo());
@@ -54,12 +55,17 @@ impl Parts {
             .args(["rustc", "--quiet", "--release", "--package", "neap-meter"])
             .args(["--features", "plugin", "--crate-type", "cdylib"]);
         process::output(&mut build, Limits::total(600)).context("the meter's plugin does not build")?;
-        Ok(Self { qemu, version, elf, plugin: paths::target_dir().join("release/libneap_meter.so") })
+        Ok(Self { qemu, version, elf, agent, plugin: paths::target_dir().join("release/libneap_meter.so") })
     }
 
-    /// The firmware that the machines boot.
-    pub fn elf(&self) -> &Path {
-        &self.elf
+    /// The meter's plugin.
+    pub fn plugin(&self) -> &Path {
+        &self.plugin
+    }
+
+    /// All that runs on the machines: runtime and agent.
+    pub fn elves(&self) -> [&Path; 2] {
+        [&self.elf, &self.agent]
     }
 }
 
@@ -71,7 +77,11 @@ pub struct Places {
 }
 
 impl Places {
-    fn of(hello: &Hello) -> Result<Self> {
+    /// By a hello page.
+    ///
+    /// # Errors
+    /// A page without ring or slots.
+    pub fn of(hello: &Hello) -> Result<Self> {
         let at = |kind| {
             let Region { offset, bytes, .. } = region(hello, kind)?;
             anyhow::Ok(WINDOW_BASE + offset..WINDOW_BASE + offset + bytes)
@@ -113,7 +123,7 @@ impl Metered {
         }
         let qemu = Qemu::start(&mut command, &directory.path().join(CONSOLE))?;
         let window = HostWindow::new(file.map()?);
-        let hello = wait_for_hello(&qemu, &window)
+        let hello = wait_for_hello(&window, || qemu.check())
             .with_context(|| format!("the firmware's console:\n{}", console(directory.path())))?;
         // The firmware's function connected when QEMU started: it is there before us.
         let peer = Peer::connect(&socket, cpus, PATIENCE)?;
@@ -170,7 +180,8 @@ impl Metered {
     }
 }
 
-fn meter_args(parts: &Parts, places: &Places, out: PathBuf) -> MeterArgs {
+/// The plugin's arguments, with the records going to `out`.
+pub fn meter_args(parts: &Parts, places: &Places, out: PathBuf) -> MeterArgs {
     MeterArgs {
         out,
         core: AGENT_CORE,
@@ -178,11 +189,12 @@ fn meter_args(parts: &Parts, places: &Places, out: PathBuf) -> MeterArgs {
         slots: places.slots.clone(),
         doorbells: VIRT_PCI_WINDOW,
         ram_shift: api::ram_shift(parts.version, RAM_BASE, RAM_BYTES),
+        enter: 0,
     }
 }
 
 /// Name of the meter's file in a machine's directory.
-const RECORDS: &str = "path.records";
+pub const RECORDS: &str = "path.records";
 /// Name of the console's file.
 const CONSOLE: &str = "console";
 
@@ -190,14 +202,18 @@ fn region(hello: &Hello, kind: RegionKind) -> Result<Region> {
     hello.region(kind, 0).with_context(|| format!("the hello page has no region {kind:?}"))
 }
 
-fn wait_for_hello(qemu: &Qemu, window: &HostWindow) -> Result<Hello> {
+/// Waits for the firmware's hello page; `check` fails where it will never come.
+///
+/// # Errors
+/// A page that is wrong, or does not come.
+pub fn wait_for_hello(window: &HostWindow, check: impl Fn() -> Result<()>) -> Result<Hello> {
     let begun = Instant::now();
     loop {
         match window.hello(VERSION) {
             Ok(hello) => return Ok(hello),
             // Not written yet, or half written.
             Err(HelloError::Magic { .. } | HelloError::Checksum { .. }) if begun.elapsed() < PATIENCE => {
-                qemu.check()?;
+                check()?;
                 thread::sleep(Duration::from_millis(1));
             }
             Err(error) => return Err(error).context("the firmware's hello page"),

@@ -53,18 +53,22 @@ impl Modelled {
 pub struct Listing(HashMap<u64, String>);
 
 impl Listing {
-    /// Disassembles `elf`.
+    /// Disassembles `elves`, which lie apart.
     ///
     /// # Errors
     /// `llvm-objdump` failed.
-    pub fn of(elf: &Path, llvm: &Llvm) -> Result<Self> {
-        let mut command = Command::new(&llvm.objdump);
-        command.args(["--disassemble", "--no-show-raw-insn", "--mcpu=neoverse-n1"]).arg(elf);
-        let listing = Self::parse(&output(&mut command)?);
-        if listing.0.is_empty() {
-            bail!("{} finds no code in {}", llvm.objdump.display(), elf.display());
+    pub fn of(elves: &[&Path], llvm: &Llvm) -> Result<Self> {
+        let mut all = HashMap::new();
+        for elf in elves {
+            let mut command = Command::new(&llvm.objdump);
+            command.args(["--disassemble", "--no-show-raw-insn", "--mcpu=neoverse-n1"]).arg(elf);
+            let listing = Self::parse(&output(&mut command)?);
+            if listing.0.is_empty() {
+                bail!("{} finds no code in {}", llvm.objdump.display(), elf.display());
+            }
+            all.extend(listing.0);
         }
-        Ok(listing)
+        Ok(Self(all))
     }
 
     fn parse(text: &str) -> Self {

@@ -1,4 +1,4 @@
-//! The firmware's ELF, by address: opcodes, exception vectors, and who a piece of code belongs to.
+//! The firmware's ELFs, the runtime's and the agent's, by address: opcodes, exception vectors, and who a piece of code belongs to.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,45 +12,58 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
 const VECTORS_BYTES: u64 = 2048;
 const ENTRY_BYTES: u64 = 128;
 
-/// An ELF, ready to say what runs at an address.
+/// ELFs that lie apart, ready to say what runs at an address.
 pub struct Program {
     code: Vec<(u64, Vec<u8>)>,
     vectors: Vec<Range<u64>>,
     symbols: Vec<(u64, String)>,
-    lines: addr2line::Loader,
+    /// The line tables, each from the address on where its ELF begins, in order.
+    lines: Vec<(u64, addr2line::Loader)>,
 }
 
 impl Program {
-    /// Reads an ELF with line tables.
+    /// Reads ELFs with line tables.
     ///
     /// # Errors
-    /// No ELF, or one without exception vectors: then a trap would go unseen.
-    pub fn open(elf: &Path) -> Result<Self> {
+    /// No ELF, or none with exception vectors: then a trap would go unseen.
+    pub fn open(elves: &[&Path]) -> Result<Self> {
+        let mut program =
+            Self { code: Vec::new(), vectors: Vec::new(), symbols: Vec::new(), lines: Vec::new() };
+        for elf in elves {
+            program.add(elf)?;
+        }
+        program.symbols.sort();
+        program.lines.sort_by_key(|(start, _)| *start);
+        let tables = program
+            .symbols
+            .iter()
+            .filter(|(address, name)| name.contains("vectors") && address.is_multiple_of(VECTORS_BYTES));
+        program.vectors = tables.map(|(address, _)| *address..address + VECTORS_BYTES).collect();
+        if program.vectors.is_empty() {
+            bail!("no ELF has a symbol of exception vectors: a trap on the path would go unseen");
+        }
+        Ok(program)
+    }
+
+    fn add(&mut self, elf: &Path) -> Result<()> {
         let bytes = fs::read(elf).with_context(|| format!("reading {}", elf.display()))?;
         let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF", elf.display()))?;
-        let mut code = Vec::new();
+        let mut start = u64::MAX;
         for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
-            code.push((section.address(), section.data()?.to_vec()));
+            start = start.min(section.address());
+            self.code.push((section.address(), section.data()?.to_vec()));
         }
-        let mut symbols: Vec<_> = file
+        let named = file
             .symbols()
             .filter(|symbol| symbol.is_definition())
             .filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?.to_owned())))
             // Mapping symbols mark code and data; they name nothing.
-            .filter(|(_, name)| !name.is_empty() && !name.starts_with('$'))
-            .collect();
-        symbols.sort();
-        let vectors: Vec<_> = symbols
-            .iter()
-            .filter(|(address, name)| name.contains("vectors") && address.is_multiple_of(VECTORS_BYTES))
-            .map(|(address, _)| *address..address + VECTORS_BYTES)
-            .collect();
-        if vectors.is_empty() {
-            bail!("{} has no symbol of exception vectors: a trap on the path would go unseen", elf.display());
-        }
+            .filter(|(_, name)| !name.is_empty() && !name.starts_with('$'));
+        self.symbols.extend(named);
         let lines = addr2line::Loader::new(elf)
             .map_err(|error| anyhow!("reading the line tables of {}: {error}", elf.display()))?;
-        Ok(Self { code, vectors, symbols, lines })
+        self.lines.push((start, lines));
+        Ok(())
     }
 
     /// The instruction at `pc`.
@@ -69,7 +82,8 @@ impl Program {
     /// The functions that `pc` lies in, innermost first, inlined ones too.
     pub fn functions(&self, pc: u64) -> Vec<String> {
         let mut names = Vec::new();
-        if let Ok(mut frames) = self.lines.find_frames(pc) {
+        let lines = self.lines.iter().rev().find(|(start, _)| *start <= pc);
+        if let Some(Ok(mut frames)) = lines.map(|(_, lines)| lines.find_frames(pc)) {
             while let Ok(Some(frame)) = frames.next() {
                 if let Some(name) = frame.function.as_ref().and_then(|function| function.demangle().ok()) {
                     names.push(name.into_owned());

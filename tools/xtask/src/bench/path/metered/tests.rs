@@ -83,7 +83,7 @@ fn the_plugin_counts_a_known_program_exactly() {
     let directory = tempfile::tempdir().unwrap();
     let (elf_file, out) = (directory.path().join("program.elf"), directory.path().join(RECORDS));
     fs::write(&elf_file, elf()).unwrap();
-    let parts = Parts::new(setup::qemu().unwrap(), elf_file).unwrap();
+    let parts = Parts::new(setup::qemu().unwrap(), elf_file.clone(), elf_file).unwrap();
     let args = MeterArgs { core: 0, doorbells: DOORBELLS, ..meter_args(&parts, &PLACES, out.clone()) };
     let mut command = Command::new(&parts.qemu);
     command
@@ -97,7 +97,7 @@ fn the_plugin_counts_a_known_program_exactly() {
         ])
         .args(["-numa", "node,nodeid=0,memdev=m0", "-numa", "node,nodeid=1,memdev=m1"])
         .arg("-kernel")
-        .arg(parts.elf())
+        .arg(&parts.elf)
         .arg("-plugin")
         .arg(format!("{},{args}", parts.plugin.display()));
     process::output(&mut command, Limits::total(60)).unwrap();
