@@ -109,6 +109,12 @@ impl State {
         }
     }
 
+    /// Whether whoever decides is known to have taken the last state that it was told.
+    pub(super) fn has_heard_all(&self) -> bool {
+        let Some(wire) = self.wire() else { return true };
+        self.told.is_some_and(|end| wire.taken().wrapping_sub(end) < u32::MAX / 2)
+    }
+
     /// Takes note of verdicts that nobody is left to hear.
     pub(super) fn break_groups(&mut self) {
         for verdict in self.mechanism.break_groups() {

@@ -183,9 +183,8 @@ impl<W: Work> Host<'_, W> {
         *next += 1;
         locked(&self.enclaves).insert(enclave.id(), Arc::clone(&enclave));
         for &cpu in &enclave.config().cpus {
-            let post = &self.posts[usize::from(cpu)];
-            post.lock().wanted = Some(enclave.id());
-            post.changed.notify_all();
+            // An idle CPU comes at once. It waits for nothing but a lock that nobody holds for long.
+            let _ = self.post(cpu, Some(enclave.id()));
         }
         Ok(enclave)
     }

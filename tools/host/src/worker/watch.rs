@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use neap_abi::control::INCARNATION_MASK;
 use neap_abi::message::TASK_NONE;
 use neap_abi::{AgentControl, AgentState, Manage};
 
@@ -72,8 +73,10 @@ impl Enclave {
                     self.note(state, EventKind::AgentEnded { incarnation: state.incarnation });
                 }
                 self.note(state, EventKind::AgentSeen { incarnation });
+                // One that came and went between two looks counts too.
+                let more = u64::from(incarnation.wrapping_sub(state.incarnation)) & INCARNATION_MASK;
                 (state.incarnation, state.ended) = (incarnation, false);
-                state.report.incarnations += 1;
+                state.report.incarnations += more;
                 if state.level == Level::Ipu {
                     self.succeed(state, &agent);
                 }
