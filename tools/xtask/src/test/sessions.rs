@@ -101,11 +101,15 @@ impl Ipu {
     }
 }
 
-/// Some tasks yield, some block.
+/// Some tasks yield, some block. Each takes a while, so that others come to wait and are decided ahead of time.
 struct Tasks;
 
 impl Work for Tasks {
     fn step(&self, request: u64, step: u32) -> WorkStep {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_micros(20) {
+            std::hint::spin_loop();
+        }
         match (request % 10, step) {
             (3, 0) => WorkStep::Yield,
             (7, 0) => WorkStep::Block { for_us: 300 },
