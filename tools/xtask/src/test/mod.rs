@@ -5,6 +5,7 @@
 //!    in silence.
 //! 3. The last line is `N passed, N failed, N skipped`, and counts tests.
 
+mod attacks;
 mod cases;
 mod docs;
 mod qemu;
@@ -107,6 +108,7 @@ const STAGES: [Stage; 13] = [
         about: "the firmware on QEMU under good hosts and bad ones",
         run: sessions::run,
     },
+    Stage { name: "attacks", about: "hostile agents beside good ones, each refused", run: attacks::run },
     Stage { name: "path", about: "the decision path's instructions against their budget", run: stages::path },
     Stage {
         name: "lives",
