@@ -301,7 +301,7 @@ impl Held {
     fn bury(&mut self, end: &End, place: Place, cause: Cause) {
         let core = self.leader() as u8;
         let mut epitaph = end.epitaph.unwrap_or(Epitaph::new(cause, core));
-        if epitaph.cause != cause {
+        if end.epitaph.is_none() || epitaph.cause != cause {
             epitaph.set_text(match cause {
                 Cause::Late => "it owed its host a decision for too long",
                 Cause::Flood => "it rang without deciding",

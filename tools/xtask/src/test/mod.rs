@@ -90,7 +90,7 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 13] = [
+const STAGES: [Stage; 14] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
