@@ -150,10 +150,11 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
     }
     for held in &supervisor.enclaves {
         say!(
-            "neap: enclave {}: {} host CPUs at most, cores {:?}, {} vectors to wake them, boot {}",
+            "neap: enclave {}: {} host CPUs at most, {} cores from {} on, {} vectors to wake them, boot {}",
             held.index,
             held.cpus,
-            held.cores,
+            held.cores.len(),
+            held.leader(),
             held.vectors,
             held.window.boot
         );
