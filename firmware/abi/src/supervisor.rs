@@ -405,11 +405,11 @@ impl Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum BindingKind {
-    /// A core.
+    /// Its cores: the first one's number, and in `bytes` how many.
     Core = 1,
     /// The image and its data: private memory.
     Memory = 2,
-    /// The stack.
+    /// The first core's stack; the others' are as long.
     Stack = 3,
     /// The grant page.
     Grant = 4,

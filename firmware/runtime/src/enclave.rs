@@ -490,7 +490,11 @@ impl Enclave {
         }
         self.hand_over_due = false;
         match self.phase {
-            Phase::Running => self.end(Why::HandOver, now_us + grace_us),
+            Phase::Running => {
+                // To make way takes a line's time, if nobody asks for more: a grace of none would be an abort.
+                let grace_us = if grace_us == 0 { GRACE_US } else { grace_us };
+                self.end(Why::HandOver, now_us + grace_us);
+            }
             // Nobody is there to take over from: it starts as if it had.
             Phase::Waiting { .. } | Phase::GivenUp => {
                 self.swap();

@@ -339,8 +339,8 @@ mod tables {
     }
 
     /// Pages of tables that one agent's space takes at most: the root, one table of its gigabyte, and one for each 2 MiB
-    /// with something in it.
-    pub const TABLES_PER_SPACE: usize = 12;
+    /// with something in it: eight of image, eight of stacks, one of bindings.
+    pub const TABLES_PER_SPACE: usize = 19;
 
     /// Entries of a table.
     const ENTRIES: usize = 512;

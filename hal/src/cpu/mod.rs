@@ -19,6 +19,8 @@ pub mod call;
 pub mod el0;
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod exception;
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "forbidden"))]
+pub mod forbidden;
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub mod irq;
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use neap_abi::message::TASK_NONE;
-use neap_abi::{EpitaphRecord, Hello, Message, MessageKind, Outcome, TaskFlags, Version};
+use neap_abi::{AgentControl, EpitaphRecord, Hello, Message, MessageKind, Outcome, TaskFlags, Version};
 use neap_vipu::Peer;
 
 use super::host::TaskNumbers;
@@ -25,7 +25,14 @@ use crate::window::{HostWindow, HostWindowError};
 use crate::wire::Wire;
 
 /// The first version whose agents come and go within a session.
-pub(super) const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
+const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
+
+/// The incarnation that an agent's txns bear: its own, none at all where the session knows of no such thing, and 0 where
+/// only the agent is too old to.
+pub(super) fn named_by(agent: &AgentControl, session: Version) -> Option<u32> {
+    let named = if agent.version >= COMES_AND_GOES { agent.incarnation } else { 0 };
+    (session >= COMES_AND_GOES).then_some(named)
+}
 
 /// What a host remembers of a task beyond the mechanism's needs.
 #[derive(Clone, Copy, Debug)]
@@ -166,9 +173,9 @@ impl Enclave {
         let agent = link.link().agent();
         let incarnation = agent.map_or(0, |agent| agent.incarnation);
         let mut mechanism = Mechanism::sharing(Arc::clone(&owners), id, version);
-        let names_agents = version >= COMES_AND_GOES;
-        mechanism.incarnation = names_agents.then_some(incarnation);
-        link.link().wire().succeed(names_agents.then_some(incarnation));
+        let only = agent.and_then(|agent| named_by(&agent, version));
+        mechanism.incarnation = only;
+        link.link().wire().succeed(only);
         let cpus = config.cpus.iter().filter(|&&cpu| mechanism.adopt_cpu(cpu)).count();
         let faults = link.manager().and_then(|manager| manager.list().books).map_or(0, |books| books.faults);
         let now = Instant::now();

@@ -8,7 +8,7 @@ use neap_abi::control::INCARNATION_MASK;
 use neap_abi::message::TASK_NONE;
 use neap_abi::{AgentControl, AgentState, Manage};
 
-use super::enclave::{COMES_AND_GOES, Enclave, State, attachment};
+use super::enclave::{Enclave, State, attachment, named_by};
 use crate::event::{EventKind, Fault, Level};
 use crate::link::OwnedLink;
 use crate::mechanism::AgentStanding;
@@ -107,8 +107,7 @@ impl Enclave {
     fn succeed(&self, state: &mut State, agent: &AgentControl) {
         state.break_groups();
         let link = Arc::clone(&state.link);
-        let names_agents = link.link().version() >= COMES_AND_GOES;
-        let only = names_agents.then_some(agent.incarnation);
+        let only = named_by(agent, link.link().version());
         link.link().wire().succeed(only);
         state.mechanism.incarnation = only;
         state.mechanism.agent = AgentStanding::Good;

@@ -1,0 +1,4 @@
+//! Goes on where nothing is mapped.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+neap_attacks::attack!(|_, _| neap_hal::cpu::forbidden::jump(neap_abi::grant::space::END));

@@ -1,0 +1,4 @@
+//! Calls a debugger.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+neap_attacks::attack!(|_, _| neap_hal::cpu::forbidden::break_here());
