@@ -95,6 +95,9 @@ pub(super) struct State {
     pub(super) dropped_since: u32,
     pub(super) events: Events,
     pub(super) sampled: Instant,
+    /// Doorbells and unknown messages: what the agent had counted when it was last looked at, and what those before had.
+    pub(super) counted: (u64, u64),
+    pub(super) counted_before: (u64, u64),
     /// Counts of links before this one.
     pub(super) messages_before: u64,
     pub(super) rings_before: u64,
@@ -120,6 +123,13 @@ impl State {
     pub(super) fn has_heard_all(&self) -> bool {
         let Some(wire) = self.wire() else { return true };
         self.told.is_some_and(|end| wire.taken().wrapping_sub(end) < u32::MAX / 2)
+    }
+
+    /// What the agent has counted stands, though the next one begins at zero.
+    pub(super) fn bank_counts(&mut self) {
+        let (doorbells, unknown) = std::mem::take(&mut self.counted);
+        self.counted_before.0 += doorbells;
+        self.counted_before.1 += unknown;
     }
 
     /// Takes note of verdicts that nobody is left to hear.
@@ -214,6 +224,8 @@ impl Enclave {
             dropped_since: 0,
             events: Events::default(),
             sampled: now,
+            counted: (0, 0),
+            counted_before: (0, 0),
             messages_before: 0,
             rings_before: 0,
             spare_messages: 0,
@@ -383,8 +395,12 @@ impl Enclave {
         report.seconds = self.made.elapsed().as_secs_f64();
         report.messages = state.messages_before + u64::from(link.messages()) + state.spare_messages;
         report.agent_wakeups = state.rings_before + u64::from(link.rings());
-        report.doorbells = agent.map_or(0, |agent| agent.doorbells);
-        report.messages_unknown = agent.map_or(0, |agent| u64::from(agent.unknown));
+        // Its last words may be younger than the last look.
+        if let Some(agent) = agent.filter(|agent| agent.incarnation == state.incarnation) {
+            state.counted = (agent.doorbells, u64::from(agent.unknown));
+        }
+        state.bank_counts();
+        (report.doorbells, report.messages_unknown) = state.counted_before;
         report.outcomes = state.outcomes.iter().map(|(outcome, &n)| (outcome.name().to_owned(), n)).collect();
         report.fifo_violations = state.fifo.violations();
         report.round_trip = Latency::of(&state.round_trip);

@@ -30,8 +30,8 @@ const FLOOD_BEATS: u64 = 1000;
 const REATTACH: Duration = Duration::from_secs(2);
 
 impl Enclave {
-    /// One beat of housekeeping, `gap` after the last.
-    pub(super) fn beat(self: &Arc<Self>, gap: Duration) {
+    /// One beat of housekeeping, `gap` after the last, of which some thread waited `stalled` for a processor.
+    pub(super) fn beat(self: &Arc<Self>, gap: Duration, stalled: Duration) {
         // What was heard of others is asked below; an error leaves that as it was.
         let _ = self.peer.poll_changes();
         let mut state = self.lock();
@@ -44,7 +44,7 @@ impl Enclave {
         self.wake_due(state, now);
         self.look(state);
         self.look_at_link(state);
-        self.guard(state, gap);
+        self.guard(state, gap, stalled);
         self.come_back(state);
         self.reattach(state, now);
         if state.resync_due || !state.outbox.is_empty() {
@@ -67,8 +67,12 @@ impl Enclave {
     pub(super) fn look(&self, state: &mut State) {
         let Some(agent) = Self::agent_of(state) else { return };
         let AgentControl { incarnation, .. } = agent;
+        if incarnation == state.incarnation {
+            state.counted = (agent.doorbells, u64::from(agent.unknown));
+        }
         match agent.state {
             AgentState::Running if incarnation != state.incarnation => {
+                state.bank_counts();
                 if !state.ended {
                     self.note(state, EventKind::AgentEnded { incarnation: state.incarnation });
                 }
@@ -143,7 +147,7 @@ impl Enclave {
     }
 
     /// Whether whoever decides does.
-    fn guard(&self, state: &mut State, gap: Duration) {
+    fn guard(&self, state: &mut State, gap: Duration, stalled: Duration) {
         let level = state.level;
         if level == Level::Host {
             return;
@@ -175,7 +179,7 @@ impl Enclave {
             state.link.link().confirm(state.incarnation);
         }
         let resync = (!told).then_some(credits);
-        let beat = Beat { gap, owes, lies, decisions: state.agent_decisions, resync };
+        let beat = Beat { gap, stalled, owes, lies, decisions: state.agent_decisions, resync };
         match state.watchdog.beat(beat) {
             None => {}
             Some(Blame::Host) => self.fault(state, Fault::HostCpuHogged),
@@ -308,6 +312,7 @@ impl Enclave {
 
     /// Another session's link takes the place of the one before.
     fn exchange(&self, state: &mut State, link: OwnedLink) {
+        state.bank_counts();
         let before = std::mem::replace(&mut state.link, Arc::new(link));
         state.messages_before += u64::from(before.link().messages());
         state.rings_before += u64::from(before.link().rings());
