@@ -443,7 +443,7 @@ impl Enclave {
         self.owed = Some(request);
         self.hand_over_due = replaces;
         self.trial_length_us = if line.trial_us == 0 { TRIAL_US } else { line.trial_us.into() };
-        if replaces && line.image_bytes == 0 && line.policy == 0 && self.beside == Beside::Newcomer {
+        if replaces && line.image_bytes == 0 && self.beside == Beside::Newcomer {
             self.newcomer_is_there(now_us, u64::from(line.grace_us));
             return Demand::Nothing;
         }
