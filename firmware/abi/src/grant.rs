@@ -13,8 +13,10 @@ pub mod space {
     pub const IMAGE: u64 = 0x20_0000_0000;
     /// Bytes of address space for the image.
     pub const IMAGE_SPAN: u64 = 16 << 20;
-    /// The end of the stack, which grows down from here; below it a page that nothing is bound to.
-    pub const STACK_END: u64 = IMAGE + (32 << 20);
+    /// The end of the first core's stack, which grows down from here; below it nothing is bound.
+    pub const STACK_END: u64 = IMAGE + (34 << 20);
+    /// The next core's stack ends so much lower.
+    pub const STACK_SPACING: u64 = 2 << 20;
     /// The grant page: to be read.
     pub const GRANT: u64 = IMAGE + (64 << 20);
     /// The agent's control line.
@@ -68,12 +70,15 @@ pub const REVOKE_WORD: usize = 31;
 /// | 8 | taken 32, resyncs 32 |
 /// | 9 | tasks |
 /// | 10 | dma_bytes (0: no channel), buffer_bytes at 32 |
+/// | 11 | cores |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The version that host and IPU speak; not newer than the agent's image.
     pub version: Version,
-    /// The core that is the agent's.
+    /// The first core that is the agent's; where it has more, they are the next ones.
     pub core: u8,
+    /// How many cores it has. Each enters at the image's entry, its place among them in x0.
+    pub cores: u8,
     /// The host's session.
     pub session: u32,
     /// Which agent of its enclave this is.
@@ -120,6 +125,7 @@ impl Grant {
         words[RESUME_WORD] = self.taken as u64 | (self.resyncs as u64) << 32;
         words[9] = self.tasks as u64;
         words[10] = self.dma_bytes as u64 | (self.buffer_bytes as u64) << 32;
+        words[11] = self.cores as u64;
         words
     }
 
@@ -146,6 +152,7 @@ impl Grant {
             tasks: words[9] as u32,
             dma_bytes: words[10] as u32,
             buffer_bytes: (words[10] >> 32) as u32,
+            cores: words[11] as u8,
         })
     }
 }
@@ -160,6 +167,7 @@ mod tests {
         let grant = Grant {
             version: VERSION,
             core: 15,
+            cores: 8,
             session: 0xffff_fffe,
             incarnation: 0xff_ffff,
             message_lines: 1 << 24,
@@ -183,7 +191,9 @@ mod tests {
     #[test]
     fn what_is_bound_lies_apart() {
         use space::*;
-        assert!(IMAGE + IMAGE_SPAN < STACK_END - u64::from(crate::image::STACK_BYTES_MAX));
+        let lowest = STACK_END - STACK_SPACING * u64::from(crate::image::CORES_MAX);
+        assert!(u64::from(crate::image::STACK_BYTES_MAX) < STACK_SPACING && IMAGE + IMAGE_SPAN <= lowest);
+        assert!(STACK_END <= GRANT);
         assert!(CONTROL >= GRANT + 4096 && DOORBELL >= CONTROL + 4096 && DMA >= DOORBELL + 4096);
         assert!(SLOTS + u64::from(crate::CPUS_MAX) * 64 < MESSAGES && MESSAGES + 4096 * 64 < BUFFER);
         assert!(BUFFER + crate::layout::BUFFER_BYTES <= END);

@@ -12,7 +12,8 @@
 //! | 28 | 4 | stack_bytes |
 //! | 32 | 32 | name, UTF-8, zero-filled |
 //! | 64 | 4 | policy, [`policy_id`](crate::control::policy_id) |
-//! | 68 | 4 | zero |
+//! | 68 | 2 | cores that it can use, [`CORES_MAX`] at most |
+//! | 70 | 2 | zero |
 //! | 72 | 20 each | segments: address 4, memory_bytes 4, file_offset 4, file_bytes 4, rights 4 |
 //! | 152 | 104 | zero |
 //! | 256 | | the segments' bytes |
@@ -41,6 +42,8 @@ pub const IMAGE_BYTES_MAX: usize = 512 << 10;
 pub const MEMORY_BYTES_MAX: u64 = 4 << 20;
 /// Bytes of a stack at most.
 pub const STACK_BYTES_MAX: u32 = 1 << 20;
+/// Cores that one agent can have.
+pub const CORES_MAX: u16 = 8;
 /// Segments lie on pages of their own.
 pub const PAGE_BYTES: u64 = 4096;
 
@@ -91,8 +94,10 @@ pub struct ImageHeader {
     pub crc: u32,
     /// Where it starts, in bytes from [`space::IMAGE`](crate::grant::space::IMAGE).
     pub entry: u32,
-    /// Bytes of its stack.
+    /// Bytes of each core's stack.
     pub stack_bytes: u32,
+    /// Cores that it can use; it is given no more, and perhaps fewer.
+    pub cores: u16,
     /// Its name, zero-filled.
     pub name: [u8; NAME_BYTES],
     /// Its policy's number.
@@ -169,6 +174,11 @@ pub enum ImageError {
     },
     /// A name that is empty or no text.
     Name,
+    /// No core, or more than [`CORES_MAX`].
+    Cores {
+        /// How many.
+        cores: u16,
+    },
 }
 
 impl ImageError {
@@ -190,6 +200,7 @@ impl ImageError {
             Self::Entry { entry } => (12, entry as u64),
             Self::Stack { bytes } => (13, bytes as u64),
             Self::Name => (14, 0),
+            Self::Cores { cores } => (15, cores as u64),
         };
         code | detail << 8
     }
@@ -212,6 +223,7 @@ impl ImageError {
             12 => "its entry is not in its code",
             13 => "its stack is none, or too large",
             14 => "it has no name",
+            15 => "it asks for no core, or for too many",
             _ => "it is refused for a reason that this version does not know",
         }
     }
@@ -231,7 +243,7 @@ impl fmt::Display for ImageError {
             | Self::SegmentOverlap { place }
             | Self::SegmentRights { place } => write!(f, ": segment {place}"),
             Self::Format { format } => write!(f, ": {format}"),
-            Self::SegmentCount { count } => write!(f, ": {count}"),
+            Self::SegmentCount { count } | Self::Cores { cores: count } => write!(f, ": {count}"),
             Self::TooLarge { bytes } | Self::Stack { bytes } => write!(f, ": {bytes} bytes"),
             Self::TooMuchMemory { bytes } => write!(f, ": {bytes} bytes"),
             Self::Entry { entry } => write!(f, ": {entry:#x}"),
@@ -268,7 +280,18 @@ impl ImageHeader {
         let end = list.iter().map(|segment| segment.file_offset + segment.file_bytes).max().unwrap_or(0);
         let image_bytes = end.max(HEADER_BYTES as u32);
         let count = list.len();
-        Some(Self { version, image_bytes, crc: 0, entry, stack_bytes, name: text, policy, segments, count })
+        Some(Self {
+            version,
+            image_bytes,
+            crc: 0,
+            entry,
+            stack_bytes,
+            cores: 1,
+            name: text,
+            policy,
+            segments,
+            count,
+        })
     }
 
     /// Writes the header before the segments' bytes, which stand in `image` already, and seals all of it.
@@ -284,6 +307,7 @@ impl ImageHeader {
             (24, self.entry),
             (28, self.stack_bytes),
             (64, self.policy),
+            (68, self.cores.into()),
         ] {
             head[at..at + 4].copy_from_slice(&word.to_le_bytes());
         }
@@ -348,6 +372,7 @@ impl ImageHeader {
             crc: stored,
             entry: u32_at(bytes, 24),
             stack_bytes: u32_at(bytes, 28),
+            cores: u32_at(bytes, 68) as u16,
             name: [0; NAME_BYTES],
             policy: u32_at(bytes, 64),
             segments: [Segment::default(); SEGMENTS_MAX],
@@ -420,6 +445,10 @@ impl ImageHeader {
         if !entry.is_multiple_of(4) || !self.segments().iter().any(inside) {
             return Err(ImageError::Entry { entry });
         }
+        let cores = self.cores;
+        if cores == 0 || cores > CORES_MAX {
+            return Err(ImageError::Cores { cores });
+        }
         let bytes = self.stack_bytes;
         if bytes == 0 || bytes > STACK_BYTES_MAX || !u64::from(bytes).is_multiple_of(PAGE_BYTES) {
             return Err(ImageError::Stack { bytes });
@@ -439,10 +468,11 @@ impl ImageHeader {
         printable(&self.name)
     }
 
-    /// Bytes of whole pages that its segments and its stack take.
+    /// Bytes of whole pages that its segments and its stacks take on `cores` cores.
     #[must_use]
-    pub fn memory_bytes(&self) -> u64 {
-        self.segments().iter().map(Segment::mapped_bytes).sum::<u64>() + u64::from(self.stack_bytes)
+    pub fn memory_bytes(&self, cores: u16) -> u64 {
+        let stacks = u64::from(self.stack_bytes) * u64::from(cores);
+        self.segments().iter().map(Segment::mapped_bytes).sum::<u64>() + stacks
     }
 }
 
@@ -492,7 +522,7 @@ mod tests {
         let header = ImageHeader::check(&image, VERSION).unwrap();
         assert_eq!((header.name(), header.policy, header.entry), ("fifo", policy_id("fifo"), 8));
         assert_eq!(header.segments(), segments());
-        assert_eq!(header.memory_bytes(), 0x1000 + 0x3000 + 0x4000);
+        assert_eq!(header.memory_bytes(2), 0x1000 + 0x3000 + 2 * 0x4000);
         assert_eq!(header.image_bytes as usize, BYTES);
         let mut longer = [0; BYTES + 100];
         longer[..BYTES].copy_from_slice(&image);
@@ -548,6 +578,8 @@ mod tests {
         assert_eq!(refusal(|h| h.entry = 64), E::Entry { entry: 64 });
         assert_eq!(refusal(|h| h.entry = 0x1000), E::Entry { entry: 0x1000 });
         assert_eq!(refusal(|h| h.entry = u32::MAX - 3), E::Entry { entry: u32::MAX - 3 });
+        assert_eq!(refusal(|h| h.cores = 0), E::Cores { cores: 0 });
+        assert_eq!(refusal(|h| h.cores = 9), E::Cores { cores: 9 });
         assert_eq!(refusal(|h| h.stack_bytes = 0), E::Stack { bytes: 0 });
         assert_eq!(refusal(|h| h.stack_bytes = 100), E::Stack { bytes: 100 });
         assert_eq!(refusal(|h| h.stack_bytes = 2 << 20), E::Stack { bytes: 2 << 20 });

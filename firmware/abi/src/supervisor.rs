@@ -7,13 +7,13 @@
 //! | 1 | the books ([`Books`]) |
 //! | 2 | the agent that runs, or ran last ([`Identity`]) |
 //! | 3 | the agent that is laid out beside it; name empty if none |
-//! | 4 to 15 | the running agent's secure bindings ([`Binding`]), one each, the first unused one empty |
+//! | 4 to 23 | the running agent's secure bindings ([`Binding`]), one each, the first unused one empty |
 
 use crate::image::NAME_BYTES;
 use crate::line::{PAYLOAD_MASK, Payload, field};
 
 /// Lines of the supervisor's region.
-pub const SUPERVISOR_LINES: usize = 16;
+pub const SUPERVISOR_LINES: usize = 24;
 /// The line with the answer.
 pub const REPLY_LINE: usize = 0;
 /// The line with the books.
@@ -405,11 +405,11 @@ impl Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum BindingKind {
-    /// A core.
+    /// Its cores: the first one's number, and in `bytes` how many.
     Core = 1,
     /// The image and its data: private memory.
     Memory = 2,
-    /// The stack.
+    /// The first core's stack; the others' are as long.
     Stack = 3,
     /// The grant page.
     Grant = 4,

@@ -98,10 +98,14 @@ fn idle(use_it: impl FnOnce(&mut CoreIdle)) {
 
 /// Runs an agent on this core until it gives the core back or has it taken.
 fn lend(lent: Lent) -> End {
-    let (space, entry, incarnation) = (lent.space, lent.entry, lent.incarnation);
-    // Only now: the one before it has read on until it ended.
-    let began = lent.goes_on.map_or(Resume::default(), |(window, from)| window.resume(from));
-    lent.grant.set_resume(began);
+    let (space, entry, number, incarnation) = (lent.space, lent.entry, lent.number, lent.incarnation);
+    let mut began = Resume::default();
+    if number == 0 {
+        // Only now: the one before it has read on until it ended.
+        began = lent.goes_on.map_or(began, |(window, from)| window.resume(from));
+        lent.grant.set_resume(began);
+    }
+    let stack = space::STACK_END - number as u64 * space::STACK_SPACING;
     OWNED.with(|own| {
         own.lent = Some(lent);
         own.end = None;
@@ -113,7 +117,7 @@ fn lend(lent: Lent) -> End {
     } else {
         // SAFETY: the supervisor gives out spaces that are whole and keeps them until the core has told their agent's end.
         // Interrupts are masked in the runtime, and `on_exception` knows agents.
-        unsafe { el0::enter(space, entry, space::STACK_END) };
+        unsafe { el0::enter(space, entry, stack, number as u64) };
         Cause::Exit
     };
     OWNED.with(|own| {

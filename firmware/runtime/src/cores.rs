@@ -56,6 +56,8 @@ pub struct Lent {
     pub space: Space,
     /// Where it starts.
     pub entry: u64,
+    /// Which of the agent's cores this one is, from 0 on.
+    pub number: usize,
     /// Its number in its enclave.
     pub incarnation: u32,
     /// The session that it serves.

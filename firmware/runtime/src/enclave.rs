@@ -11,9 +11,9 @@ use neap_abi::{AgentState, Cause, HostCommand, HostControl, Manage, ManagerLine,
 
 /// How long an agent may take to give its core back when its host goes away or comes anew, in µs: nobody waits for it.
 pub const GRACE_US: u64 = 200_000;
-/// An agent that has run so long, in µs, has shown that it can: its end is the first of a row.
+/// Bad ends further apart than this, in µs, are not of one row: in between the enclave had agents that could work.
 const PROVEN_US: u64 = 1_000_000;
-/// Ends in a row, each sooner than [`PROVEN_US`] after its start, after which no more is tried in the session.
+/// Bad ends in a row after which no more is tried in the session.
 pub const FALLS_MAX: u32 = 8;
 /// The wait before the second restart of a row, in µs; it doubles from there. The first does not wait.
 const BACK_OFF_US: u64 = 10_000;
@@ -233,7 +233,8 @@ pub struct Enclave {
     trial_us: Option<u64>,
     /// How long the next newcomer's trial lasts.
     trial_length_us: u64,
-    started_us: u64,
+    /// When the last agent ended badly, and the how manyth of its row that was.
+    fell_us: u64,
     falls: u32,
     /// What is to be reported once: the state, and in which session.
     report: Option<(AgentState, u32, Version)>,
@@ -263,7 +264,7 @@ impl Enclave {
             beside: Beside::Nothing,
             trial_us: None,
             trial_length_us: TRIAL_US,
-            started_us: 0,
+            fell_us: 0,
             falls: 0,
             report: None,
             owed: None,
@@ -442,7 +443,7 @@ impl Enclave {
         self.owed = Some(request);
         self.hand_over_due = replaces;
         self.trial_length_us = if line.trial_us == 0 { TRIAL_US } else { line.trial_us.into() };
-        if replaces && line.image_bytes == 0 && line.policy == 0 && self.beside == Beside::Newcomer {
+        if replaces && line.image_bytes == 0 && self.beside == Beside::Newcomer {
             self.newcomer_is_there(now_us, u64::from(line.grace_us));
             return Demand::Nothing;
         }
@@ -490,7 +491,11 @@ impl Enclave {
         }
         self.hand_over_due = false;
         match self.phase {
-            Phase::Running => self.end(Why::HandOver, now_us + grace_us),
+            Phase::Running => {
+                // To make way takes a line's time, if nobody asks for more: a grace of none would be an abort.
+                let grace_us = if grace_us == 0 { GRACE_US } else { grace_us };
+                self.end(Why::HandOver, now_us + grace_us);
+            }
             // Nobody is there to take over from: it starts as if it had.
             Phase::Waiting { .. } | Phase::GivenUp => {
                 self.swap();
@@ -584,7 +589,7 @@ impl Enclave {
                         // The core has gone on with the newcomer at once.
                         self.swap();
                         self.begin_trial(now_us);
-                        self.count_start(now_us);
+                        self.count_start();
                     }
                     Why::Trial => self.roll_back(0, now_us),
                 }
@@ -596,9 +601,8 @@ impl Enclave {
         cause
     }
 
-    fn count_start(&mut self, now_us: u64) {
+    fn count_start(&mut self) {
         self.incarnation = next_incarnation(self.incarnation);
-        self.started_us = now_us;
         self.tally.started += 1;
         self.phase = Phase::Running;
     }
@@ -610,8 +614,9 @@ impl Enclave {
             return self.roll_back(cause as u64, now_us);
         }
         self.settle_owed(Reply::Done, 0);
-        let proven = now_us.saturating_sub(self.started_us) >= PROVEN_US;
-        self.falls = if proven { 1 } else { self.falls + 1 };
+        let apart = now_us.saturating_sub(self.fell_us) >= PROVEN_US;
+        self.falls = if apart { 1 } else { self.falls + 1 };
+        self.fell_us = now_us;
         if self.falls >= FALLS_MAX {
             self.tally.given_up += 1;
             self.tell(AgentState::GivenUp);
@@ -671,7 +676,7 @@ impl Enclave {
                 match (self.serving, core) {
                     (Some(accepted), CoreState::Ready) if now_us >= until_us => {
                         self.tally.restarts += 1;
-                        self.count_start(now_us);
+                        self.count_start();
                         Action::Start(self.start(accepted, true))
                     }
                     _ => Action::Rest,
@@ -781,7 +786,7 @@ impl Enclave {
                 }
                 self.serving = Some(wish);
                 self.falls = 0;
-                self.count_start(now_us);
+                self.count_start();
                 Action::Start(self.start(wish, false))
             }
             Wish::Refused { state, session } if !self.told => {

@@ -89,6 +89,8 @@ pub struct LaidOut {
     parts: Vec<(BindingKind, Mapped)>,
     segments: Range<usize>,
     grant: u64,
+    /// Whether nobody has run in it since it was made as its image has it.
+    fresh: bool,
 }
 
 /// Memory of the runtime's by its physical address.
@@ -97,7 +99,7 @@ fn memory(address: u64) -> *mut u8 {
 }
 
 impl LaidOut {
-    /// Lays `image`, whose checked header is `header`, out beside the runtime's `map`, bound to `shared`.
+    /// Lays `image`, whose checked header is `header`, out for `cores` cores beside the runtime's `map`, bound to `shared`.
     ///
     /// # Errors
     /// Too little memory, or what can't be mapped; the image goes back.
@@ -105,12 +107,13 @@ impl LaidOut {
         image: Image,
         header: ImageHeader,
         shared: &Shared,
+        cores: u16,
         map: Root,
         asid: u8,
         pages: &mut Pages,
     ) -> Result<Self, (LayOutError, Image)> {
         let tables_bytes = TABLES_PER_SPACE as u64 * PAGE_BYTES;
-        let all_bytes = tables_bytes + PAGE_BYTES + header.memory_bytes();
+        let all_bytes = tables_bytes + PAGE_BYTES + header.memory_bytes(cores);
         let Some(run) = pages.take((all_bytes / PAGE_BYTES) as u32) else {
             return Err((LayOutError::NoMemory, image));
         };
@@ -127,8 +130,12 @@ impl LaidOut {
             next += bytes;
         }
         let segments = 0..parts.len();
-        let stack = space::STACK_END - u64::from(header.stack_bytes)..space::STACK_END;
-        parts.push((BindingKind::Stack, Mapped { address: stack, physical: next, access: Access::Write }));
+        for core in 0..u64::from(cores) {
+            let end = space::STACK_END - core * space::STACK_SPACING;
+            let address = end - u64::from(header.stack_bytes)..end;
+            parts.push((BindingKind::Stack, Mapped { address, physical: next, access: Access::Write }));
+            next += u64::from(header.stack_bytes);
+        }
         let grant_page = space::GRANT..space::GRANT + PAGE_BYTES;
         parts.push((
             BindingKind::Grant,
@@ -150,7 +157,7 @@ impl LaidOut {
         // was forgotten when its pages went back.
         let space = unsafe { mmu::build_space(map, asid, base..grant, &mapped) };
         match space {
-            Ok(space) => Ok(Self { header, space, image, run, parts, segments, grant }),
+            Ok(space) => Ok(Self { header, space, image, run, parts, segments, grant, fresh: false }),
             Err(error) => {
                 pages.give_back(run);
                 Err((LayOutError::Map(error), image))
@@ -162,6 +169,9 @@ impl LaidOut {
     ///
     /// Called while no core runs in the space.
     pub fn refresh(&mut self) {
+        if core::mem::replace(&mut self.fresh, true) {
+            return;
+        }
         let image = self.image.bytes();
         for (segment, (_, mapped)) in
             self.header.segments().iter().zip(self.parts.get(self.segments.clone()).unwrap_or_default())
@@ -180,7 +190,7 @@ impl LaidOut {
                 cache::publish_instructions(mapped.physical..mapped.physical + bytes.len() as u64);
             }
         }
-        if let Some((_, stack)) = self.parts.iter().find(|(kind, _)| *kind == BindingKind::Stack) {
+        for (_, stack) in self.parts.iter().filter(|(kind, _)| *kind == BindingKind::Stack) {
             // SAFETY: as above.
             unsafe {
                 core::ptr::write_bytes(memory(stack.physical), 0, self.header.stack_bytes as usize);
@@ -188,8 +198,9 @@ impl LaidOut {
         }
     }
 
-    /// Writes the grant page, with nothing asked for.
+    /// Writes the grant page, with nothing asked for: an agent is about to run.
     pub fn set_grant(&mut self, grant: &Grant) {
+        self.fresh = false;
         let words = memory(self.grant).cast::<u64>();
         for word in 0..PAGE_BYTES as usize / 8 {
             let value = grant.to_words().get(word).copied().unwrap_or(0);
@@ -302,8 +313,8 @@ fn access(segment: &Segment) -> Access {
     }
 }
 
-/// Segments and a stack.
-const OWN_PARTS: usize = neap_abi::image::SEGMENTS_MAX + 1;
+/// Segments and stacks.
+const OWN_PARTS: usize = neap_abi::image::SEGMENTS_MAX + neap_abi::image::CORES_MAX as usize;
 
 /// An agent's own memory, for who has to read what it names.
 #[derive(Debug, Clone)]

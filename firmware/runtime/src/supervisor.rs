@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroU32;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use neap_abi::hello::feature;
@@ -25,7 +26,7 @@ use neap_hal::soc::msix::DoorbellPage;
 use neap_queue::SlotReader;
 
 use crate::cores::{self, Core, End, Lent, Shared};
-use crate::enclave::{Action, CoreState, Demand, Enclave, Place, Start};
+use crate::enclave::{Action, Came, CoreState, Demand, Enclave, Place, Start};
 use crate::end::{self, Summary, status};
 use crate::idle::CoreIdle;
 use crate::pages::{PAGE_BYTES, Pages, Run};
@@ -77,9 +78,23 @@ fn give_up(why: fmt::Arguments<'_>) -> ! {
     power::park()
 }
 
-/// The core that the agent of enclave `index` owns.
-const fn core_of(index: usize) -> usize {
-    index + 1
+/// How long a core may take to come back from an agent that has ended on another, in µs: an interrupt's time.
+const FOLLOW_US: u64 = 1_000_000;
+
+/// The cores of each enclave, as many as are asked for and there are: one after the other, from core 1 on.
+fn cores_of(machine: &Machine) -> Vec<Range<usize>> {
+    let count = machine.functions.len().min(machine.board.windows.len());
+    let mut next = 1;
+    let mut all = Vec::new();
+    for wanted in machine.board.args.cores.iter().take(count) {
+        let end = next + usize::from(*wanted);
+        if end > machine.board.cores.len() {
+            break;
+        }
+        all.push(next..end);
+        next = end;
+    }
+    all
 }
 
 /// From a machine to windows that say hello and cores that wait.
@@ -88,14 +103,15 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
         give_up(format_args!("no ivshmem function, and so no doorbell: give QEMU -device ivshmem-doorbell"));
     }
     let cores = machine.board.cores.len();
-    let count = machine.functions.len().min(machine.board.windows.len()).min(cores - 1);
+    let all = cores_of(&machine);
+    let count = all.len();
     if count == 0 {
-        give_up(format_args!("one core, and it supervises: an agent needs another; raise -smp"));
+        give_up(format_args!("{cores} cores are too few for one agent beside the supervisor: raise -smp"));
     }
     let sleeps = if machine.board.args.idle == Idle::Spin { 0 } else { feature::SLEEPS };
     let mut enclaves: Vec<Held> = Vec::new();
     for index in 0..count {
-        enclaves.push(hold(&mut machine, index, count, cores, sleeps));
+        enclaves.push(hold(&mut machine, index, &all, sleeps));
     }
     let mut epitaphs = [None; CORES_MAX];
     for (core, region) in enclaves.iter().flat_map(|held| &held.window.epitaphs) {
@@ -134,17 +150,18 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
     }
     for held in &supervisor.enclaves {
         say!(
-            "neap: enclave {}: {} host CPUs at most, core {}, {} vectors to wake it, boot {}",
+            "neap: enclave {}: {} host CPUs at most, {} cores from {} on, {} vectors to wake them, boot {}",
             held.index,
             held.cpus,
-            core_of(held.index),
+            held.cores.len(),
+            held.leader(),
             held.vectors,
             held.window.boot
         );
     }
     say!(
         "neap: {count} enclaves, {cores} cores ({} free), {} pages for agents, {} agents in the bundle",
-        cores - 1 - count,
+        cores - all.last().map_or(1, |last| last.end),
         supervisor.pages.free(),
         bundle::all().count()
     );
@@ -153,8 +170,10 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
     (supervisor, CoreIdle::new(timer, interface))
 }
 
-/// Takes the `index`th of `count` enclaves' hardware and lays its window out.
-fn hold(machine: &mut Machine, index: usize, count: usize, cores: usize, sleeps: u64) -> Held {
+/// Takes the hardware of the `index`th enclave, of those with these cores, and lays its window out.
+fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], sleeps: u64) -> Held {
+    let cores = machine.board.cores.len();
+    let own = all.get(index).cloned().unwrap_or_default();
     let (Some(function), Some(range), Some(doorbells)) = (
         machine.functions.get(index).copied(),
         machine.board.windows.get(index).cloned(),
@@ -163,9 +182,9 @@ fn hold(machine: &mut Machine, index: usize, count: usize, cores: usize, sleeps:
         give_up(format_args!("enclave {index}: its doorbell page is taken"))
     };
     // Each core's log lies with its enclave. The supervisor's lies with the first, as those of cores that nobody has.
-    let own = 1u32 << core_of(index);
-    let others = (1..count).fold(0u32, |mask, other| mask | 1 << core_of(other));
-    let logged = if index == 0 { !others } else { own };
+    let mask = |cores: &Range<usize>| cores.clone().fold(0u32, |mask, core| mask | 1 << core);
+    let others = all.iter().skip(1).fold(0u32, |all, cores| all | mask(cores));
+    let logged = if index == 0 { !others } else { mask(&own) };
     let cpus = function.vectors.min(CPUS_MAX);
     let wanted = Wanted { cores: cores as u16, logged, cpus, features: sleeps };
     // SAFETY: the board's window, which the map has as data; nobody else here reaches it.
@@ -174,13 +193,15 @@ fn hold(machine: &mut Machine, index: usize, count: usize, cores: usize, sleeps:
         Err(error) => give_up(format_args!("enclave {index}: {error}")),
     };
     // An agent can ring its own function: it is not to wake others' cores by that.
-    let wakes = |vector| vector == SUPERVISOR_VECTOR || usize::from(vector) == core_of(index);
+    let wakes = |vector| vector == SUPERVISOR_VECTOR || own.contains(&usize::from(vector));
     let vectors = match machine.receive_vectors(index, wakes) {
         Ok(vectors) => vectors,
         Err(error) => give_up(format_args!("enclave {index}: {error}")),
     };
     Held {
         index,
+        cores: own,
+        helpers: [0; CORES_MAX],
         cpus,
         vectors,
         enclave: Enclave::new(cpus),
@@ -191,12 +212,17 @@ fn hold(machine: &mut Machine, index: usize, count: usize, cores: usize, sleeps:
         places: [None, None],
         began: Resume::default(),
         epitaphs: 0,
+        fallen: None,
     }
 }
 
 /// An enclave, with what it has of the machine.
 struct Held {
     index: usize,
+    /// Its cores. The first leads: the agent's life is its life, and the others follow.
+    cores: Range<usize>,
+    /// The incarnation that each core but the first has been lent to, and has not come back from; 0 for none.
+    helpers: [u32; CORES_MAX],
     cpus: u16,
     vectors: u16,
     enclave: Enclave,
@@ -209,6 +235,28 @@ struct Held {
     began: Resume,
     /// Epitaphs written.
     epitaphs: u32,
+    /// How the agent ended on a core that follows, while the leader does not know yet.
+    fallen: Option<End>,
+}
+
+/// An agent, as its core number `number` needs to know it.
+fn lent(
+    place: &LaidOut,
+    number: usize,
+    incarnation: u32,
+    session: u32,
+    goes_on: Option<(&'static window::LaidOut, Resume)>,
+) -> Lent {
+    Lent {
+        space: place.space,
+        entry: place.entry(),
+        number,
+        incarnation,
+        session,
+        memory: place.own_memory(),
+        grant: place.grant_page(),
+        goes_on,
+    }
 }
 
 struct Supervisor {
@@ -219,8 +267,12 @@ struct Supervisor {
 }
 
 impl Held {
+    fn leader(&self) -> usize {
+        self.cores.start
+    }
+
     fn core(&self) -> &'static Core {
-        cores::core(core_of(self.index))
+        cores::core(self.leader())
     }
 
     /// Our own number in the enclave's domain; no peer has the last one.
@@ -233,7 +285,7 @@ impl Held {
         let before = self.window.agent();
         self.window.report(&AgentControl {
             state,
-            core: core_of(self.index) as u8,
+            core: self.leader() as u8,
             asleep: false,
             peer: self.peer(),
             vector: SUPERVISOR_VECTOR,
@@ -250,7 +302,7 @@ impl Held {
 
     /// Says why an agent ended.
     fn bury(&mut self, end: &End, place: Place, cause: Cause) {
-        let core = core_of(self.index) as u8;
+        let core = self.leader() as u8;
         let mut epitaph = end.epitaph.unwrap_or_else(|| {
             // It has given its core back: nobody but us can say how that was.
             let mut epitaph = Epitaph::new(cause, core);
@@ -295,14 +347,15 @@ impl Held {
         let buffer = &self.window.shared.buffer;
         Grant {
             version: image.map_or(start.accepted.version, |built| built.min(start.accepted.version)),
-            core: core_of(self.index) as u8,
+            core: self.leader() as u8,
+            cores: self.cores_for(start.place) as u8,
             session: start.accepted.session,
             incarnation: start.incarnation,
             message_lines: self.window.messages.len() as u32,
             slots: start.accepted.cpus,
             host_peer: start.accepted.peer,
             wake_peer: self.peer(),
-            wake_vector: core_of(self.index) as u16,
+            wake_vector: self.leader() as u16,
             idle_polls: match args_idle {
                 Idle::Spin => 0,
                 Idle::Poll(polls) => polls.get(),
@@ -316,6 +369,12 @@ impl Held {
         }
     }
 
+    /// How many of the enclave's cores the agent in a place can use.
+    fn cores_for(&self, place: Place) -> usize {
+        let place = self.places.get(place).and_then(Option::as_ref);
+        place.map_or(1, |place| self.cores.len().min(place.header.cores.into()))
+    }
+
     /// The agent of `start`, ready to be lent to the core: granted, and as fresh as its image unless it waits beside the
     /// one that runs, where it is so already.
     fn ready(&mut self, start: &Start, shared: &Shared) -> Option<Lent> {
@@ -323,15 +382,61 @@ impl Held {
         let goes_on = start.resumes.then_some((self.window, self.began));
         let place = self.places.get_mut(start.place)?.as_mut()?;
         place.set_grant(&grant);
-        Some(Lent {
-            space: place.space,
-            entry: place.entry(),
-            incarnation: start.incarnation,
-            session: start.accepted.session,
-            memory: place.own_memory(),
-            grant: place.grant_page(),
-            goes_on,
-        })
+        Some(lent(place, 0, start.incarnation, start.accepted.session, goes_on))
+    }
+
+    /// Sees to the cores that follow the leader: those on which an agent runs that is not the leader's any more are taken
+    /// back, and those that are free are lent to the one that is. True when none runs for another.
+    fn lead(&mut self, runs: bool) -> bool {
+        let incarnation = if runs { self.enclave.incarnation() } else { 0 };
+        let place = self.enclave.current();
+        let wanted = self.cores_for(place);
+        let mut settled = true;
+        for (number, core) in self.cores.clone().enumerate().skip(1) {
+            let entry = cores::core(core);
+            while let (Some(end), _) = entry.heard_of() {
+                self.follower_ended(core, &end);
+            }
+            let Some(helper) = self.helpers.get_mut(core) else { continue };
+            if *helper != 0 && *helper != incarnation {
+                entry.abort(*helper);
+                settled = false;
+            } else if *helper == 0 && incarnation != 0 && number < wanted && entry.state() == CoreState::Ready
+            {
+                let session = self.core().session.load(Ordering::Relaxed);
+                if let Some(laid_out) = self.places.get(place).and_then(Option::as_ref) {
+                    self.helpers[core % CORES_MAX] = incarnation;
+                    entry.give(lent(laid_out, number, incarnation, session, None));
+                }
+            }
+        }
+        settled
+    }
+
+    /// A core that follows the leader has come back. What it did there is the whole agent's doing.
+    fn follower_ended(&mut self, core: usize, end: &End) {
+        let incarnation = core::mem::take(&mut self.helpers[core % CORES_MAX]);
+        let place = self.places.get(self.enclave.current()).and_then(Option::as_ref);
+        let asked = place.is_some_and(|place| place.revoke().load(Ordering::Relaxed) != 0);
+        let aborted = end.came.cause == Some(Cause::Abort) || asked && end.came.cause.is_none();
+        if incarnation == self.enclave.incarnation() && !aborted && self.fallen.is_none() {
+            self.fallen = Some(End { came: end.came, began: end.began, epitaph: end.epitaph });
+            self.core().abort(incarnation);
+        }
+    }
+
+    /// Waits until no core runs for an agent that has ended: an interrupt's time. False if one does not come back; what it
+    /// runs in must then stay.
+    fn all_back(&mut self, runs: bool, now_us: impl Fn() -> u64) -> bool {
+        let begun_us = now_us();
+        while !self.lead(runs) {
+            if now_us() - begun_us > FOLLOW_US {
+                say!("neap: enclave {}: a core does not come back from its agent", self.index);
+                return false;
+            }
+            power::relax();
+        }
+        true
     }
 }
 
@@ -368,7 +473,10 @@ impl Supervisor {
             let core = self.hear_of_ends(index, now_us)?;
             let held = self.enclaves.get_mut(index)?;
             match held.enclave.step(core, now_us) {
-                Action::Rest => return held.enclave.deadline_us(),
+                Action::Rest => {
+                    held.lead(core == CoreState::Running);
+                    return held.enclave.deadline_us();
+                }
                 action => self.act(index, action)?,
             }
         }
@@ -379,8 +487,15 @@ impl Supervisor {
     fn hear_of_ends(&mut self, index: usize, now_us: u64) -> Option<CoreState> {
         let held = self.enclaves.get_mut(index)?;
         loop {
-            let (Some(end), _) = held.core().heard_of() else { return Some(held.core().heard_of().1) };
+            let (Some(mut end), _) = held.core().heard_of() else { return Some(held.core().heard_of().1) };
             held.began = end.began;
+            // If another of its cores was to blame, that is what is told.
+            if let Some(fallen) =
+                held.fallen.take_if(|fallen| fallen.came.incarnation == end.came.incarnation)
+            {
+                let cause = fallen.came.cause.or(Some(Cause::Exit));
+                end = End { came: Came { cause, ..end.came }, epitaph: fallen.epitaph, ..end };
+            }
             // After this it may be another's turn.
             let place = held.enclave.current();
             if let Some(cause) = held.enclave.came_back(end.came, now_us) {
@@ -400,6 +515,9 @@ impl Supervisor {
                 if !start.resumes {
                     held.window.clear();
                     held.began = Resume::default();
+                }
+                if !held.all_back(false, || shared.timer.now_ns() / 1000) {
+                    return None;
                 }
                 held.places.get_mut(start.place)?.as_mut()?.refresh();
                 let lent = held.ready(&start, shared)?;
@@ -421,14 +539,10 @@ impl Supervisor {
                 let held = self.enclaves.get(index)?;
                 held.core().abort(held.enclave.incarnation());
             }
-            Action::Forget(place) => {
-                let place = self.enclaves.get_mut(index)?.places.get_mut(place)?;
-                if let Some(laid_out) = place.take() {
-                    laid_out.give_back(&mut self.pages);
-                }
-            }
+            Action::Forget(place) => self.forget(index, place),
             Action::Revive => {
-                if !self.revive(core_of(index)) {
+                let leader = self.enclaves.get(index)?.leader();
+                if !self.revive(leader) {
                     // It takes its time to be off; it is asked again with the next look.
                     return None;
                 }
@@ -516,8 +630,13 @@ impl Supervisor {
     }
 
     fn forget(&mut self, index: usize, place: Place) {
-        let place = self.enclaves.get_mut(index).and_then(|held| held.places.get_mut(place));
-        if let Some(laid_out) = place.and_then(Option::take) {
+        let timer = self.shared.timer;
+        let Some(held) = self.enclaves.get_mut(index) else { return };
+        let runs = held.core().state() == CoreState::Running;
+        if !held.all_back(runs, || timer.now_ns() / 1000) {
+            return;
+        }
+        if let Some(laid_out) = held.places.get_mut(place).and_then(Option::take) {
             laid_out.give_back(&mut self.pages);
         }
     }
@@ -531,8 +650,9 @@ impl Supervisor {
     ) -> Result<(), ((Reply, u64), Image)> {
         let Some(held) = self.enclaves.get_mut(index) else { return Err(((Reply::NoAgent, 0), image)) };
         let asid = (2 * index + place + 1) as u8;
+        let cores = held.cores.len().min(header.cores.into()) as u16;
         let laid_out =
-            LaidOut::new(image, header, &held.window.shared, self.shared.map, asid, &mut self.pages);
+            LaidOut::new(image, header, &held.window.shared, cores, self.shared.map, asid, &mut self.pages);
         let mut laid_out = laid_out.map_err(|(error, image)| {
             if let LayOutError::Map(error) = error {
                 say!("neap: enclave {index}: {error}");
@@ -642,16 +762,22 @@ impl Held {
         };
         self.window.tell(RUNNING_LINE, &identity(running, enclave.incarnation(), enclave.on_trial()));
         self.window.tell(STANDBY_LINE, &identity(place(enclave.newcomer()), 0, false));
+        // The cores in one line: which is the first, and how many.
         let core = Binding {
             kind: BindingKind::Core,
             rights: 0,
             device: false,
-            address: core_of(self.index) as u64,
+            address: self.leader() as u64,
             physical: 0,
-            bytes: 0,
+            bytes: self.cores_for(enclave.current()) as u64,
         };
-        let counter = Binding { kind: BindingKind::Counter, rights: 1, address: 0, ..core };
-        let own = running.into_iter().flat_map(LaidOut::bindings);
+        let counter = Binding { kind: BindingKind::Counter, rights: 1, address: 0, bytes: 0, ..core };
+        // Of the stacks the first stands for all.
+        let mut stacks = 0;
+        let own = running.into_iter().flat_map(LaidOut::bindings).filter(|binding| {
+            stacks += usize::from(binding.kind == BindingKind::Stack);
+            binding.kind != BindingKind::Stack || stacks == 1
+        });
         let all = [core, counter].into_iter().filter(|_| running.is_some()).chain(own);
         let mut lines = all.map(|binding| binding.to_payload()).chain(core::iter::repeat([0; 8]));
         for (number, payload) in (BINDINGS_LINE..BINDINGS_LINE + BINDINGS_MAX).zip(&mut lines) {

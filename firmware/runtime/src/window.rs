@@ -144,8 +144,8 @@ pub unsafe fn lay_out(
         let full = |_| missing();
         laid_out.logs.push((core.into(), region(RegionKind::Log, core)?)).map_err(full)?;
         let epitaphs = region(RegionKind::Epitaph, core)?;
-        for byte in epitaphs.slice::<AtomicU8>()? {
-            byte.store(0, Ordering::Relaxed);
+        for word in epitaphs.slice::<AtomicU64>()? {
+            word.store(0, Ordering::Relaxed);
         }
         laid_out.epitaphs.push((core.into(), epitaphs)).map_err(full)?;
     }

@@ -5,6 +5,8 @@ use core::num::NonZeroU32;
 
 use heapless::String;
 
+use crate::board::qemu_virt::ENCLAVES_MAX;
+
 /// The longest word that an error quotes, in bytes.
 const QUOTE_MAX: usize = 48;
 
@@ -23,6 +25,8 @@ pub enum Idle {
 pub struct BootArgs {
     /// `neap.idle=spin` or `neap.idle=poll:N`; by default `poll:200`.
     pub idle: Idle,
+    /// `neap.cores=A,B,…`: cores of each enclave's agent, in the order of the enclaves, 1 to 8; 1 where nothing is said.
+    pub cores: [u8; ENCLAVES_MAX],
     /// `neap.exit=1`: a panic or an exception of the supervisor ends the simulator with an exit status. By
     /// default 0: the core parks.
     pub exit: bool,
@@ -34,7 +38,7 @@ const POLLS_BEFORE_SLEEP: NonZeroU32 = NonZeroU32::new(200).unwrap();
 
 impl Default for BootArgs {
     fn default() -> Self {
-        Self { idle: Idle::Poll(POLLS_BEFORE_SLEEP), exit: false }
+        Self { idle: Idle::Poll(POLLS_BEFORE_SLEEP), cores: [1; ENCLAVES_MAX], exit: false }
     }
 }
 
@@ -42,7 +46,7 @@ impl Default for BootArgs {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BootArgError {
     /// No such key.
-    #[error("unknown kernel argument `{0}`: known are neap.idle and neap.exit")]
+    #[error("unknown kernel argument `{0}`: known are neap.idle, neap.cores and neap.exit")]
     UnknownKey(String<QUOTE_MAX>),
     /// A value that its key does not take.
     #[error("kernel argument `{word}`: expected {expected}")]
@@ -78,6 +82,17 @@ impl BootArgs {
                             None => return Err(bad("`spin` or `poll:N`")),
                         }
                 }
+                "cores" => {
+                    let expected = "1 to 8 for each of at most 8 enclaves, as in `2,1,1`";
+                    let mut places = args.cores.iter_mut();
+                    for count in value.split(',') {
+                        let count = count.parse().ok().filter(|count| (1..=8).contains(count));
+                        match (places.next(), count) {
+                            (Some(place), Some(count)) => *place = count,
+                            _ => return Err(bad(expected)),
+                        }
+                    }
+                }
                 "exit" => {
                     args.exit = match value {
                         "0" => false,
@@ -112,6 +127,7 @@ mod tests {
         assert_eq!(args.idle, Idle::Poll(NonZeroU32::new(64).unwrap()));
         assert!(args.exit);
         assert_eq!(BootArgs::parse("neap.idle=poll:3 neap.idle=spin").unwrap().idle, Idle::Spin);
+        assert_eq!(BootArgs::parse("neap.cores=2,1,8").unwrap().cores, [2, 1, 8, 1, 1, 1, 1, 1]);
         assert_eq!(BootArgs::parse(""), Ok(BootArgs::default()));
     }
 
@@ -123,6 +139,10 @@ mod tests {
             ("neap.idle=poll:-1", "neap.idle=poll:-1"),
             ("neap.idle=poll:4294967296", "neap.idle=poll:4294967296"),
             ("neap.idle", "neap.idle"),
+            ("neap.cores=0", "neap.cores=0"),
+            ("neap.cores=1,9", "neap.cores=1,9"),
+            ("neap.cores=1,", "neap.cores=1,"),
+            ("neap.cores=1,1,1,1,1,1,1,1,1", "neap.cores=1,1,1,1,1,1,1,1,1"),
             ("x neap.exit=yes y", "neap.exit=yes"),
         ] {
             let error = BootArgs::parse(line).unwrap_err();
@@ -134,7 +154,7 @@ mod tests {
         let error = BootArgs::parse("neap.idel=spin").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown kernel argument `neap.idel=spin`: known are neap.idle and neap.exit"
+            "unknown kernel argument `neap.idel=spin`: known are neap.idle, neap.cores and neap.exit"
         );
         let long = std::format!("neap.{}", "ü".repeat(100));
         assert!(matches!(

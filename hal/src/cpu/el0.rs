@@ -35,7 +35,14 @@ static KEPT: [Kept; CORES_MAX] =
     [const { Kept { stack: UnsafeCell::new(0), exception_stack: UnsafeCell::new(0) } }; CORES_MAX];
 
 unsafe extern "C" {
-    fn neap_enter_agent(kept: *const Kept, space: u64, entry: u64, stack: u64, spsr: u64) -> Left;
+    fn neap_enter_agent(
+        kept: *const Kept,
+        space: u64,
+        entry: u64,
+        stack: u64,
+        spsr: u64,
+        argument: u64,
+    ) -> Left;
     fn neap_leave_agent(kept: *const Kept, map: u64, with: Left) -> !;
 }
 
@@ -55,16 +62,16 @@ pub fn prepare() {
     }
 }
 
-/// Lends this core to an agent: it starts at `entry` with its stack pointer at `stack`, all other registers zero. Returns
-/// what [`leave`] is called with.
+/// Lends this core to an agent: it starts at `entry` with its stack pointer at `stack` and `argument` in x0, all other
+/// registers zero. Returns what [`leave`] is called with.
 ///
 /// # Safety
 /// `space` is whole, and stays so until this returns; interrupts are masked, and the exception handler knows what to
 /// do with exceptions from EL0.
-pub unsafe fn enter(space: Space, entry: u64, stack: u64) -> Left {
+pub unsafe fn enter(space: Space, entry: u64, stack: u64, argument: u64) -> Left {
     let kept = &KEPT[power::core() % CORES_MAX];
     // SAFETY: the caller's promise. The runtime is mapped in every space as in its own map, so execution goes on there.
-    unsafe { neap_enter_agent(kept, space.ttbr0(), entry, stack, EL0_UNMASKED) }
+    unsafe { neap_enter_agent(kept, space.ttbr0(), entry, stack, EL0_UNMASKED, argument) }
 }
 
 /// Takes this core back from its agent: [`enter`] returns `with`. The agent's registers are gone.

@@ -1,4 +1,4 @@
-// x0 kept, x1 TTBR0 of the space, x2 entry, x3 the agent's stack, x4 SPSR. Called at EL1 on SP_EL0.
+// x0 kept, x1 TTBR0 of the space, x2 entry, x3 the agent's stack, x4 SPSR, x5 the agent's x0. Called at EL1 on SP_EL0.
 .section .text.el0, "ax"
 .global neap_enter_agent
 neap_enter_agent:
@@ -28,10 +28,12 @@ neap_enter_agent:
     msr     tpidrro_el0, xzr
     msr     fpcr, xzr
     msr     fpsr, xzr
-    .irp    n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
+    mov     x0, x5
+    .irp    n, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30
     mov     x\n, xzr
     .endr
-    .irp    n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
+    mov     x0, x5
+    .irp    n, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
     movi    v\n\().2d, #0
     .endr
     msr     nzcv, xzr

@@ -163,6 +163,10 @@ pub struct Mapped {
     pub access: Access,
 }
 
+/// Pages of tables that one agent's space takes at most: the root, one table of its gigabyte, and one for each 2 MiB
+/// with something in it: eight of image, eight of stacks, one of bindings.
+pub const TABLES_PER_SPACE: usize = 19;
+
 /// What one core's stacks take, in bytes: a guard page, the exception stack, a guard page, the main stack. The
 /// linker script reserves this [`CORES_MAX`](crate::cpu::CORES_MAX) times at `__stacks`.
 pub const STACKS_SIZE: u64 = 64 * 1024;
@@ -245,7 +249,7 @@ pub mod early {
 }
 
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
-pub use tables::{Root, Space, TABLES_PER_SPACE, build, build_space, tables};
+pub use tables::{Root, Space, build, build_space, tables};
 
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 mod tables {
@@ -337,10 +341,6 @@ mod tables {
             Kind::Registers => common | El1Attributes::ATTRIBUTE_INDEX_0 | El1Attributes::PXN,
         }
     }
-
-    /// Pages of tables that one agent's space takes at most: the root, one table of its gigabyte, and one for each 2 MiB
-    /// with something in it.
-    pub const TABLES_PER_SPACE: usize = 12;
 
     /// Entries of a table.
     const ENTRIES: usize = 512;

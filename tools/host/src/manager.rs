@@ -10,8 +10,11 @@ use neap_abi::control::policy_id;
 use neap_abi::image::IMAGE_BYTES_MAX;
 use neap_abi::supervisor::{
     BINDINGS_LINE, BOOKS_LINE, Binding, Books, Identity, REPLY_LINE, RUNNING_LINE, STANDBY_LINE,
+    SUPERVISOR_LINES,
 };
-use neap_abi::{AgentControl, Cause, Hello, ImageError, Manage, ManagerLine, RegionKind, Reply, ReplyLine};
+use neap_abi::{
+    AgentControl, Cause, Hello, ImageError, Manage, ManagerLine, Payload, RegionKind, Reply, ReplyLine,
+};
 use neap_queue::{Line, SlotWriter};
 use neap_vipu::Peer;
 use thiserror::Error;
@@ -105,10 +108,15 @@ impl Agents {
     /// From the lines of a supervisor's region.
     #[must_use]
     pub fn read(lines: &[Line]) -> Self {
-        let payload = |at: usize| Some(lines.get(at)?.read_any()?.0);
+        Self::of(|at| Some(lines.get(at)?.read_any()?.0))
+    }
+
+    /// From the payloads of those lines, by their place.
+    #[must_use]
+    pub fn of(payload: impl Fn(usize) -> Option<Payload>) -> Self {
         let identity = |at| payload(at).map(|words| Identity::from_payload(&words));
         let there = |at| identity(at).filter(|identity| !identity.name().is_empty());
-        let bindings = (BINDINGS_LINE..lines.len()).map_while(|at| Binding::from_payload(&payload(at)?));
+        let bindings = (BINDINGS_LINE..SUPERVISOR_LINES).map_while(|at| Binding::from_payload(&payload(at)?));
         Self {
             running: there(RUNNING_LINE),
             standby: there(STANDBY_LINE),

@@ -1,7 +1,7 @@
 //! The watch over one enclave's agent: how long it has owed a decision.
 //!
-//! Time is counted in beats of the host's housekeeping. A beat that comes late counts for little, so that a host which
-//! does not get its own time blames nobody for it.
+//! Time is counted in beats of the host's housekeeping. A beat that comes late counts for little, and so does time in which
+//! threads of the machine wait for a processor: a host that does not get its own time blames nobody for it.
 
 use std::time::Duration;
 
@@ -9,6 +9,9 @@ use std::time::Duration;
 const GAP_MAX: Duration = Duration::from_millis(4);
 /// What such a gap counts for.
 const GAP_COUNTED: Duration = Duration::from_millis(2);
+/// Of time in which threads wait for a processor, one part in so many counts: an agent that hangs on a machine that is
+/// always busy is found, if later.
+const STALLED_PARTS: u32 = 8;
 /// A resync may take so many times the limit, as long as lines are taken.
 const RESYNC_FACTOR: u32 = 10;
 
@@ -17,6 +20,8 @@ const RESYNC_FACTOR: u32 = 10;
 pub struct Beat {
     /// Time since the beat before.
     pub gap: Duration,
+    /// How much of it some thread of the machine waited for a processor.
+    pub stalled: Duration,
     /// A CPU is idle, its slot is empty, and a task that may run there waits.
     pub owes: bool,
     /// A decision lies in the slot of an idle CPU.
@@ -74,7 +79,8 @@ impl Watchdog {
     /// Takes note of a beat; whose fault it is when the limit is reached.
     pub fn beat(&mut self, beat: Beat) -> Option<Blame> {
         let late = beat.gap > GAP_MAX;
-        let time = if late { GAP_COUNTED } else { beat.gap };
+        let stalled = beat.stalled.min(beat.gap);
+        let time = if late { GAP_COUNTED } else { beat.gap - stalled + stalled / STALLED_PARTS };
         if beat.decisions != self.decisions {
             self.decisions = beat.decisions;
             self.reset();
@@ -114,7 +120,8 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
-    const OWES: Beat = Beat { gap: MS, owes: true, lies: false, decisions: 0, resync: None };
+    const OWES: Beat =
+        Beat { gap: MS, stalled: Duration::ZERO, owes: true, lies: false, decisions: 0, resync: None };
 
     /// The number of the beat, from 1 on, at which somebody is blamed.
     fn blamed(beats: impl IntoIterator<Item = Beat>) -> Option<(usize, Blame)> {
@@ -139,6 +146,13 @@ mod tests {
         let late = Beat { gap: 500 * MS, ..OWES };
         assert_eq!(blamed([late; 9]), None, "half a second each, and 2 ms count");
         assert_eq!(blamed([late; 100]), Some((10, Blame::Host)));
+    }
+
+    #[test]
+    fn on_a_busy_machine_an_agent_has_longer_but_not_for_ever() {
+        assert_eq!(blamed([Beat { stalled: MS, ..OWES }; 1000]), Some((160, Blame::Agent)));
+        assert_eq!(blamed([Beat { stalled: MS / 2, ..OWES }; 1000]), Some((36, Blame::Agent)));
+        assert_eq!(blamed([Beat { stalled: 9 * MS, ..OWES }; 1000]), Some((160, Blame::Agent)));
     }
 
     #[test]

@@ -154,6 +154,12 @@ impl<'w> Wire<'w> {
         self.producer.room()
     }
 
+    /// Messages that the agent is known to have taken, modulo 2^32.
+    #[must_use]
+    pub fn taken(&self) -> u32 {
+        self.producer.written().wrapping_sub(self.lines - self.producer.room())
+    }
+
     /// Lines in the ring.
     #[must_use]
     pub fn lines(&self) -> u32 {

@@ -7,6 +7,7 @@
 mod cpu;
 mod enclave;
 mod host;
+mod pressure;
 mod telling;
 mod watch;
 

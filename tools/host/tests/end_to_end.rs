@@ -1,49 +1,19 @@
 //! A worker host and the agent on the host, over the virtual link: what must hold of every run.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+#[path = "common/mod.rs"]
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use common::{Counting, Link, VECTORS, submit_all};
 use neap_abi::{AgentState, HelloError, Outcome, RegionKind, VERSION, Version};
 use neap_host::link::{AttachError, Attachment};
 use neap_host::onhost::{self, Settings};
 use neap_host::report::Report;
 use neap_host::window::{HostWindow, HostWindowError};
-use neap_host::worker::{self, Config, Enclave, Step, Work, WorkerError};
-use neap_vipu::{Domain, Peer, Server, Window};
-
-const VECTORS: u16 = 16;
-
-/// A domain with its server and window; gone when dropped.
-struct Link {
-    _server: Server,
-    window: Window,
-    socket: PathBuf,
-    _directory: tempfile::TempDir,
-}
-
-impl Link {
-    fn new(name: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("link");
-        let window = Window::create_in(directory.path(), name, 16 << 20).unwrap();
-        let server =
-            Server::start(vec![Domain::new(&socket, window.descriptor().unwrap(), VECTORS)]).unwrap();
-        Self { _server: server, window, socket, _directory: directory }
-    }
-
-    /// Runs `host` beside an agent.
-    fn with_agent<T>(&self, settings: Settings, host: impl FnOnce(&Path) -> T) -> T {
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let agent = scope.spawn(|| onhost::run(&self.socket, settings, || over.load(Ordering::Relaxed)));
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| host(&self.socket)));
-            over.store(true, Ordering::Relaxed);
-            agent.join().unwrap().unwrap();
-            result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
-    }
-}
+use neap_host::worker::{self, Config, WorkerError};
+use neap_vipu::Peer;
 
 fn config(cpus: u16, session: u32) -> Config {
     Config {
@@ -56,32 +26,6 @@ fn config(cpus: u16, session: u32) -> Config {
         },
         vectors: VECTORS,
         drain: Duration::from_secs(60),
-    }
-}
-
-/// Some requests yield, some block, all count their steps.
-#[derive(Default)]
-struct Counting(AtomicU64);
-
-impl Work for Counting {
-    fn step(&self, request: u64, step: u32) -> Step {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        match (request % 10, step) {
-            (3, 0) => Step::Yield,
-            (7, 0) => Step::Block { for_us: 300 },
-            _ => Step::Done,
-        }
-    }
-}
-
-fn submit_all(host: &Enclave, requests: u64) {
-    for request in 0..requests {
-        while host.submit(request).is_err() {
-            std::thread::yield_now();
-        }
-        if request % 64 == 0 {
-            std::thread::sleep(Duration::from_micros(200));
-        }
     }
 }
 

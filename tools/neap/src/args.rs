@@ -6,6 +6,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use neap_abi::CPUS_MAX;
 
+use crate::enclaves::{self, EnclaveAsked};
 use crate::worker::{AgentOrder, Order};
 
 /// Run scheduling policies as agents on the cores of an IPU.
@@ -27,9 +28,13 @@ pub enum Command {
     /// Poisson arrivals of real GETs. Each request is a task: it runs when and where the firmware's
     /// agent decides. Values are checked, tasks are counted, FIFO order is verified.
     ///
-    /// Exits with 0 when every promise was kept; with 1 when a task was lost or ran twice, an order
-    /// or a value was wrong, or a part of the run died; with 130 after Ctrl-C. The report says which
-    /// in any case.
+    /// With --enclave the host's CPUs are split into enclaves, each with an agent of its own. An agent
+    /// that fails is ended and started again; until then the same policy on the host decides, or the
+    /// host itself. What its failure cost is in the report.
+    ///
+    /// Exits with 0 when every promise was kept, whatever became of agents; with 1 when a task was
+    /// lost or ran twice, an order or a value was wrong, or a part of the run died; with 130 after
+    /// Ctrl-C. The report says which in any case.
     #[command(verbatim_doc_comment)]
     Run(RunOptions),
     /// Print the firmware's log (defmt) of the running instance, or of the last run
@@ -38,7 +43,10 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
-    /// Show hello page, agent and epitaphs of the running instance, or of the last run
+    /// Load, replace and kill the agents of the running instance
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// Show hello pages, agents, bindings and epitaphs of the running instance, or of the last run
     Status {
         /// One JSON object instead of tables
         #[arg(long)]
@@ -52,10 +60,63 @@ pub enum Command {
     },
     /// Be the on-host agent of a run
     #[command(hide = true)]
-    Agent {
+    OnHostAgent {
         /// As the worker host's
         order: AgentOrder,
     },
+}
+
+/// What to do with agents.
+#[derive(Clone, Debug, Subcommand)]
+pub enum AgentCommand {
+    /// List the agents of every enclave, running and laid out
+    List {
+        /// Only this enclave's
+        #[arg(long)]
+        enclave: Option<u16>,
+        /// One JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lay an agent out beside the one that runs
+    Load {
+        /// An image's file, or the name of an agent that is built from the checkout
+        agent: String,
+        #[command(flatten)]
+        to: AgentOptions,
+    },
+    /// Have an agent take over from the one that runs, without a stop
+    ///
+    /// It is on trial until its first decision: one that faults, or owes that for too long, is rolled
+    /// back, and the agent before it runs again.
+    Replace {
+        /// As for `load`; without it, the agent that is laid out, else the bundle's for the policy
+        agent: Option<String>,
+        /// How long its trial may last
+        #[arg(long, default_value_t = 1000, value_name = "MS", value_parser = RangedU64ValueParser::<u64>::new().range(1..=60_000))]
+        trial_ms: u64,
+        #[command(flatten)]
+        to: AgentOptions,
+    },
+    /// End the agent that runs; it is started again
+    Kill {
+        /// How long it may take to give its core back by itself
+        #[arg(long, default_value_t = 1000, value_name = "US", value_parser = RangedU64ValueParser::<u64>::new().range(0..=60_000_000))]
+        grace_us: u64,
+        #[command(flatten)]
+        to: AgentOptions,
+    },
+}
+
+/// Which agent.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct AgentOptions {
+    /// The enclave, counted from 0 in the order of `neap run`'s options
+    #[arg(long, default_value_t = 0)]
+    pub enclave: u16,
+    /// One JSON object instead of a sentence
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `neap run`.
@@ -65,11 +126,21 @@ pub struct RunOptions {
     #[arg(long, default_value_t = 10.0, allow_negative_numbers = true, value_parser = seconds)]
     pub seconds: f64,
     /// Which policy decides
-    #[arg(long, default_value = "fifo", value_parser = ["fifo"])]
+    #[arg(long, default_value = "fifo", value_parser = enclaves::POLICIES)]
     pub policy: String,
     /// Host CPUs, each a thread of the worker host
     #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<u16>::new().range(1..=u64::from(CPUS_MAX)))]
     pub cpus: u16,
+    /// An enclave of its own for some host CPUs, in place of --cpus and --policy; may be repeated
+    ///
+    /// cpus=0-3,policy=fifo[,agent=NAME_OR_FILE]: agent is an image's file, or the name of an agent
+    /// that is built from the checkout, which takes over from the bundle's. The rate is shared out
+    /// by the number of CPUs.
+    #[arg(long, value_name = "SPEC", conflicts_with_all = ["cpus", "policy"])]
+    pub enclave: Vec<EnclaveAsked>,
+    /// How long an agent may owe a decision before it is ended
+    #[arg(long, default_value_t = 20, value_name = "MS", value_parser = RangedU64ValueParser::<u64>::new().range(1..=60_000))]
+    pub watchdog_ms: u64,
     /// Mean arrivals per second
     #[arg(long, default_value_t = 8000.0, allow_negative_numbers = true, value_parser = rate)]
     pub rate: f64,
@@ -86,7 +157,7 @@ pub struct RunOptions {
     /// Requests whose task yields between two GETs (TASK_YIELD)
     #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
     pub yielding: f64,
-    /// Cores of the IPU; core 0 supervises
+    /// Cores of the IPU; core 0 supervises. One more than there are enclaves at least
     #[arg(long, default_value_t = 2, value_parser = RangedU64ValueParser::<u16>::new().range(2..=16))]
     pub cores: u16,
     /// Run the very same agent as a process on the host instead of in QEMU
@@ -110,7 +181,15 @@ impl RunOptions {
             self.blocking,
             self.yielding
         );
-        Ok(())
+        enclaves::check(&self.enclaves(), self.on_host)
+    }
+
+    /// The enclaves: those asked for, or one of all CPUs.
+    pub fn enclaves(&self) -> Vec<EnclaveAsked> {
+        if self.enclave.is_empty() {
+            return vec![EnclaveAsked::only(self.cpus, &self.policy)];
+        }
+        self.enclave.clone()
     }
 }
 
@@ -160,6 +239,17 @@ mod tests {
     }
 
     #[test]
+    fn enclaves_are_as_many_as_asked_for() {
+        let run = options("--enclave cpus=0-3,policy=fifo --enclave cpus=4-7").unwrap();
+        run.check().unwrap();
+        let cpus: Vec<_> = run.enclaves().iter().map(EnclaveAsked::cpus).collect();
+        assert_eq!(cpus, [0..=3, 4..=7]);
+        assert_eq!(options("--cpus 3").unwrap().enclaves(), [EnclaveAsked::only(3, "fifo")]);
+        let both = options("--enclave cpus=0-3 --enclave cpus=3").unwrap().check().unwrap_err();
+        assert!(both.to_string().contains("share CPU 3"), "{both}");
+    }
+
+    #[test]
     fn what_can_not_be_is_refused_with_what_can() {
         for (line, remedy) in [
             ("--seconds 0", "0.1 to 86400 seconds"),
@@ -175,6 +265,10 @@ mod tests {
             ("--blocking 101", "0 to 100 percent"),
             ("--policy lifo", "possible values: fifo"),
             ("--sed 3", "--seed"),
+            ("--watchdog-ms 0", "1..=60000"),
+            ("--enclave cpus=0-3,cores=4", "`cores` is unknown"),
+            ("--enclave cpus=0-3 --cpus 4", "cannot be used with"),
+            ("--enclave cpus=0-3 --policy fifo", "cannot be used with"),
         ] {
             let error = options(line).unwrap_err();
             assert!(error.contains(remedy), "{line}: {error}");

@@ -1,4 +1,4 @@
-//! The command for users: `run` an instance with a load on it, read its `log`, ask for its `status`.
+//! The command for users: `run` an instance with a load on it, read its `log`, ask for its `status`, change its `agent`s.
 //!
 //! 1. Results go to stdout, remarks and progress to stderr.
 //! 2. However it ends, nothing stays behind: children die with it, files go with it, and what a killed run left is
@@ -7,7 +7,9 @@
 
 mod args;
 mod children;
+mod enclaves;
 mod inspect;
+mod manage;
 mod measured;
 mod report;
 mod run;
@@ -25,9 +27,10 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Log { follow } => inspect::log(follow).map(|()| 0),
+        Command::Agent(command) => manage::agent(&command).map(|()| 0),
         Command::Status { json } => inspect::status(json).map(|()| 0),
         Command::Worker { order } => worker::run(&order).map(|()| 0),
-        Command::Agent { order } => worker::agent(&order).map(|()| 0),
+        Command::OnHostAgent { order } => worker::agent(&order).map(|()| 0),
     };
     match done {
         Ok(status) => ExitCode::from(status),

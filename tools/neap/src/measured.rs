@@ -51,12 +51,126 @@ pub struct Measured {
     pub agent_wakeups: u64,
     /// Runnable tasks that wait: (ms since the start, tasks).
     pub queue_depth: Vec<(u64, u64)>,
-    /// Why the agent ended before the run did, if it did.
+    /// Why the IPU's agent does not decide in the end, if it does not.
     pub agent_ended: Option<String>,
-    /// What cores that ended left behind.
+    /// Times that others decided in an agent's place.
+    pub fallbacks: u64,
+    /// Agents that ended by a fault or the host's verdict.
+    pub crashes: u64,
+    /// What agents and cores that ended left behind.
     pub epitaphs: Vec<String>,
     /// What else the host remarked.
     pub remarks: Vec<String>,
+    /// The figures of each enclave.
+    pub enclaves: Vec<EnclaveMeasured>,
+}
+
+/// What one enclave's part of a run comes to. Names are as those of [`Measured`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EnclaveMeasured {
+    /// Its number.
+    pub enclave: u16,
+    /// Its host CPUs.
+    pub cpus: Vec<u16>,
+    /// Its policy.
+    pub policy: String,
+    /// Its agent's name, as the IPU has it.
+    pub agent: String,
+    /// Arrivals that its load produced.
+    pub requests_offered: u64,
+    /// Those that it had no room for.
+    pub requests_refused: u64,
+    /// Txns that the host took.
+    pub decisions: u64,
+    /// Those of the same policy on the host, in the agent's place.
+    pub decisions_on_host: u64,
+    /// Those of the host itself, in the place of both.
+    pub decisions_by_host: u64,
+    /// How many of each outcome, by its name.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Tasks that were made.
+    pub tasks_created: u64,
+    /// Tasks that ran to their end.
+    pub tasks_finished: u64,
+    /// Tasks that nobody came back to.
+    pub tasks_lost: u64,
+    /// Tasks that ran more often than they were runnable.
+    pub tasks_doubled: u64,
+    /// Decisions out of the order of arrival.
+    pub fifo_violations: u64,
+    /// Times that whoever decided pulled the whole state again.
+    pub resyncs: u64,
+    /// Whether every task ran to its end.
+    pub complete: bool,
+    /// Who decided in the end: `ipu`, `on_host` or `host`.
+    pub level: String,
+    /// Agents of the IPU that there were.
+    pub incarnations: u64,
+    /// Those that ended by a fault or the host's verdict.
+    pub crashes: u64,
+    /// What the host's watch found wrong, by its name.
+    pub faults: BTreeMap<String, u64>,
+    /// Times that others took over, in order.
+    pub fallbacks: Vec<FallbackMeasured>,
+    /// Times that the IPU took over again.
+    pub comebacks: u64,
+    /// From a request's arrival to its end.
+    pub request: Distribution,
+    /// From the message to its decision.
+    pub round_trip: Distribution,
+    /// What its agents and their core left behind, the newest first.
+    pub epitaphs: Vec<String>,
+}
+
+/// A fallback.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FallbackMeasured {
+    /// Since the host began, in µs.
+    pub at_us: u64,
+    /// Who decided until then.
+    pub from: String,
+    /// Who did from then on.
+    pub to: String,
+    /// Why, by its name.
+    pub fault: String,
+    /// Why, as a clause.
+    pub words: String,
+}
+
+impl EnclaveMeasured {
+    /// Its CPUs as a range.
+    pub fn range(&self) -> String {
+        match (self.cpus.first(), self.cpus.last()) {
+            (Some(first), Some(last)) if first != last => format!("{first}-{last}"),
+            (Some(only), _) => only.to_string(),
+            _ => "none".to_owned(),
+        }
+    }
+
+    /// What was made good without a loss, and should be known all the same.
+    pub fn remarks(&self) -> Vec<String> {
+        /// Fallbacks told one by one; how many more there were is told too.
+        const TOLD: usize = 3;
+        let step = |step: &FallbackMeasured| {
+            let at_s = step.at_us as f64 / 1e6;
+            let who = match step.to.as_str() {
+                "on_host" => "the same policy on the host decided",
+                _ => "the host itself decided",
+            };
+            format!("after {at_s:.1} s {}: {who} from then on", step.words)
+        };
+        let mut remarks: Vec<String> = self.fallbacks.iter().take(TOLD).map(step).collect();
+        if self.fallbacks.len() > TOLD {
+            remarks.push(format!("{} fallbacks more", self.fallbacks.len() - TOLD));
+        }
+        if self.comebacks > 0 {
+            remarks.push(format!("the IPU took over again {} times", self.comebacks));
+        }
+        if self.crashes > 0 {
+            remarks.push(format!("{} agents of {} crashed", self.crashes, self.incarnations));
+        }
+        remarks
+    }
 }
 
 impl Measured {

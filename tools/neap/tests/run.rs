@@ -50,7 +50,7 @@ fn a_killed_worker_host_is_told_and_a_second_run_starts_at_once() {
     let mut run = place.start(&["--seconds", "60"]);
     // Its figures are those that it last told: give it time to tell some.
     place.wait_decisions(&mut run, 500);
-    let agent = run.part("agent");
+    let agent = run.part("on-host-agent");
     signal(run.part("worker"), Signal::KILL);
     let end = run.end();
     assert_eq!(end.code, Some(1), "{}", end.words());
@@ -72,7 +72,7 @@ fn a_killed_agent_is_told_with_what_was_unfinished() {
     let mut run = place.start(&["--seconds", "60"]);
     place.wait_running(&mut run);
     let worker = run.part("worker");
-    signal(run.part("agent"), Signal::KILL);
+    signal(run.part("on-host-agent"), Signal::KILL);
     let end = run.end();
     assert_eq!(end.code, Some(1), "{}", end.words());
     let json = end.json();
@@ -90,7 +90,7 @@ fn an_interrupt_gives_the_report_of_what_was_done() {
         let place = Place::new();
         let mut run = place.start(&["--seconds", "60"]);
         place.wait_running(&mut run);
-        let (agent, worker) = (run.part("agent"), run.part("worker"));
+        let (agent, worker) = (run.part("on-host-agent"), run.part("worker"));
         signal(run.id(), number);
         let end = run.end();
         assert_eq!(end.code, Some(code), "{}", end.words());
@@ -125,7 +125,7 @@ fn a_killed_neap_takes_its_children_along_and_the_next_run_tidies_up() {
     let mut run = place.start(&["--seconds", "60"]);
     let dir = place.wait_running(&mut run);
     let window = fs::read_link(dir.join("window")).unwrap();
-    let (agent, worker) = (run.part("agent"), run.part("worker"));
+    let (agent, worker) = (run.part("on-host-agent"), run.part("worker"));
     signal(run.id(), Signal::KILL);
     assert_eq!(run.end().code, None);
     wait_gone(agent);

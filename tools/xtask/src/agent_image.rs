@@ -11,6 +11,8 @@ use object::{Endianness, Object, ObjectSymbol};
 
 /// The symbol by which the linker script says how large the stack is.
 const STACK_SYMBOL: &str = "__agent_stack_bytes";
+/// The symbol that says how many cores the agent can use; one where it is absent.
+const CORES_SYMBOL: &str = "__agent_cores";
 /// What segments are aligned to in the file.
 const ALIGN: usize = 16;
 
@@ -48,11 +50,13 @@ pub fn pack_as(elf: &[u8], name: &str, version: Version) -> Result<Vec<u8>> {
         });
         image.extend(bytes);
     }
-    let stack = file.symbols().find(|symbol| symbol.name() == Ok(STACK_SYMBOL));
-    let stack_bytes = stack.with_context(|| format!("no symbol {STACK_SYMBOL}"))?.address() as u32;
+    let absolute =
+        |name: &str| file.symbols().find(|symbol| symbol.name() == Ok(name)).map(|symbol| symbol.address());
+    let stack_bytes = absolute(STACK_SYMBOL).with_context(|| format!("no symbol {STACK_SYMBOL}"))? as u32;
     let entry = offset(file.entry())?;
     let header = ImageHeader::new(version, name, policy_id(name), entry, stack_bytes, &segments);
-    let header = header.with_context(|| format!("`{name}` is too long a name, or too many segments"))?;
+    let mut header = header.with_context(|| format!("`{name}` is too long a name, or too many segments"))?;
+    header.cores = absolute(CORES_SYMBOL).unwrap_or(1) as u16;
     header.write(&mut image);
     let checked = ImageHeader::check(&image, version)?;
     ensure!(checked.name() == name, "the image is called {}", checked.name());

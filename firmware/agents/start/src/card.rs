@@ -133,8 +133,17 @@ fn given() -> Option<Given> {
     })
 }
 
-/// An agent's whole life.
-pub fn begin(main: fn(Given) -> Result<Exit, AgentError>) -> ! {
+/// What a core of an agent's does that the agent has no use for.
+pub fn rest(_core: usize) {}
+
+/// An agent's whole life, on its core number `core`.
+pub fn begin(core: usize, main: fn(Given) -> Result<Exit, AgentError>, other: fn(usize)) -> ! {
+    if core > 0 {
+        other(core);
+        loop {
+            call::<{ call::SLEEP }>(0);
+        }
+    }
     let Some(given) = given() else { panic!("the grant page says nothing that can be") };
     match main(given) {
         Ok(Exit::Revoked) => last_call::<{ call::EXIT }>([0; 5]),

@@ -16,16 +16,21 @@
 #[cfg(target_os = "none")]
 mod card;
 #[cfg(target_os = "none")]
-pub use card::{Bell, Given, Private, Sleep, begin};
+pub use card::{Bell, Given, Private, Sleep, begin, rest};
 
-/// Makes `fn(Given) -> Result<Exit, AgentError>` the agent.
+/// Makes `fn(Given) -> Result<Exit, AgentError>` the agent, on the first of its cores. A second function, `fn(usize)`, runs
+/// on each of the others, if it has any, and is told which it is; when it returns, its core sleeps until the agent
+/// ends.
 #[macro_export]
 macro_rules! agent {
     ($main:path) => {
+        $crate::agent!($main, $crate::rest);
+    };
+    ($main:path, $other:path) => {
         #[cfg(target_os = "none")]
         #[unsafe(no_mangle)]
-        extern "C" fn neap_agent_entry() -> ! {
-            $crate::begin($main)
+        extern "C" fn neap_agent_entry(core: usize) -> ! {
+            $crate::begin(core, $main, $other)
         }
     };
 }

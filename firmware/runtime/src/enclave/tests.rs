@@ -227,6 +227,20 @@ fn an_agent_that_has_proven_itself_starts_its_row_anew() {
 }
 
 #[test]
+fn bad_ends_far_apart_are_no_row_however_often_agents_are_killed_in_between() {
+    let mut rig = serving();
+    for request in 0..20 {
+        for kill in 0..10 {
+            rig.wait(PROVEN_US / 10);
+            rig.manage(Manage::Kill, 100 * request + kill);
+        }
+        rig.ends(Some(Cause::Late));
+        assert!(rig.runs.is_some(), "row {request}");
+    }
+    assert_eq!(rig.enclave.tally().given_up, 0);
+}
+
+#[test]
 fn a_kill_is_answered_when_it_is_done_and_does_not_count_as_a_fault() {
     let mut rig = serving();
     rig.obeys = false;

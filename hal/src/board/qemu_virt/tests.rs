@@ -45,7 +45,10 @@ fn a_machine_with_gicv2_is_read_whole() {
         Apertures { low: 0x1000_0000..0x3eff_0000, high: Some(0x80_0000_0000..0x100_0000_0000) }
     );
     assert_eq!(board.conduit, Conduit::Hvc);
-    assert_eq!(board.args, BootArgs { idle: Idle::Poll(NonZeroU32::new(64).unwrap()), exit: true });
+    assert_eq!(
+        board.args,
+        BootArgs { idle: Idle::Poll(NonZeroU32::new(64).unwrap()), exit: true, ..BootArgs::default() }
+    );
 }
 
 #[test]

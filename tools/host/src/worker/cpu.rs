@@ -7,6 +7,7 @@ use neap_abi::message::TASK_NONE;
 use neap_abi::{Message, MessageKind, TaskFlags, Txn};
 
 use super::enclave::{Alarm, Enclave, Job, State};
+use super::telling::note_arrival;
 use super::{Step, Work};
 use crate::event::{EventKind, Level};
 use crate::mechanism::{AgentStanding, TaskState, Verdict};
@@ -257,9 +258,7 @@ impl Enclave {
             Step::Yield => {
                 state.mechanism.change(task, TaskState::Runnable);
                 state.jobs[task as usize] = Some(job);
-                if let Some(entry) = state.mechanism.task(task) {
-                    state.fifo.arrived(entry.arrival);
-                }
+                note_arrival(state, task);
                 MessageKind::TaskYield
             }
             Step::Block { for_us } => {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use neap_abi::message::TASK_NONE;
-use neap_abi::{EpitaphRecord, Hello, Message, MessageKind, Outcome, TaskFlags, Version};
+use neap_abi::{AgentControl, EpitaphRecord, Hello, Message, MessageKind, Outcome, TaskFlags, Version};
 use neap_vipu::Peer;
 
 use super::host::TaskNumbers;
@@ -25,7 +25,14 @@ use crate::window::{HostWindow, HostWindowError};
 use crate::wire::Wire;
 
 /// The first version whose agents come and go within a session.
-pub(super) const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
+const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
+
+/// The incarnation that an agent's txns bear: its own, none at all where the session knows of no such thing, and 0 where
+/// only the agent is too old to.
+pub(super) fn named_by(agent: &AgentControl, session: Version) -> Option<u32> {
+    let named = if agent.version >= COMES_AND_GOES { agent.incarnation } else { 0 };
+    (session >= COMES_AND_GOES).then_some(named)
+}
 
 /// What a host remembers of a task beyond the mechanism's needs.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +95,9 @@ pub(super) struct State {
     pub(super) dropped_since: u32,
     pub(super) events: Events,
     pub(super) sampled: Instant,
+    /// Doorbells and unknown messages: what the agent had counted when it was last looked at, and what those before had.
+    pub(super) counted: (u64, u64),
+    pub(super) counted_before: (u64, u64),
     /// Counts of links before this one.
     pub(super) messages_before: u64,
     pub(super) rings_before: u64,
@@ -107,6 +117,19 @@ impl State {
             Level::OnHost => self.spare.as_ref().map(SpareAgent::wire),
             Level::Host => None,
         }
+    }
+
+    /// Whether whoever decides is known to have taken the last state that it was told.
+    pub(super) fn has_heard_all(&self) -> bool {
+        let Some(wire) = self.wire() else { return true };
+        self.told.is_some_and(|end| wire.taken().wrapping_sub(end) < u32::MAX / 2)
+    }
+
+    /// What the agent has counted stands, though the next one begins at zero.
+    pub(super) fn bank_counts(&mut self) {
+        let (doorbells, unknown) = std::mem::take(&mut self.counted);
+        self.counted_before.0 += doorbells;
+        self.counted_before.1 += unknown;
     }
 
     /// Takes note of verdicts that nobody is left to hear.
@@ -160,9 +183,9 @@ impl Enclave {
         let agent = link.link().agent();
         let incarnation = agent.map_or(0, |agent| agent.incarnation);
         let mut mechanism = Mechanism::sharing(Arc::clone(&owners), id, version);
-        let names_agents = version >= COMES_AND_GOES;
-        mechanism.incarnation = names_agents.then_some(incarnation);
-        link.link().wire().succeed(names_agents.then_some(incarnation));
+        let only = agent.and_then(|agent| named_by(&agent, version));
+        mechanism.incarnation = only;
+        link.link().wire().succeed(only);
         let cpus = config.cpus.iter().filter(|&&cpu| mechanism.adopt_cpu(cpu)).count();
         let faults = link.manager().and_then(|manager| manager.list().books).map_or(0, |books| books.faults);
         let now = Instant::now();
@@ -201,6 +224,8 @@ impl Enclave {
             dropped_since: 0,
             events: Events::default(),
             sampled: now,
+            counted: (0, 0),
+            counted_before: (0, 0),
             messages_before: 0,
             rings_before: 0,
             spare_messages: 0,
@@ -370,8 +395,12 @@ impl Enclave {
         report.seconds = self.made.elapsed().as_secs_f64();
         report.messages = state.messages_before + u64::from(link.messages()) + state.spare_messages;
         report.agent_wakeups = state.rings_before + u64::from(link.rings());
-        report.doorbells = agent.map_or(0, |agent| agent.doorbells);
-        report.messages_unknown = agent.map_or(0, |agent| u64::from(agent.unknown));
+        // Its last words may be younger than the last look.
+        if let Some(agent) = agent.filter(|agent| agent.incarnation == state.incarnation) {
+            state.counted = (agent.doorbells, u64::from(agent.unknown));
+        }
+        state.bank_counts();
+        (report.doorbells, report.messages_unknown) = state.counted_before;
         report.outcomes = state.outcomes.iter().map(|(outcome, &n)| (outcome.name().to_owned(), n)).collect();
         report.fifo_violations = state.fifo.violations();
         report.round_trip = Latency::of(&state.round_trip);

@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::cpu::LOOK_UP;
 use super::enclave::Enclave;
+use super::pressure::Pressure;
 use super::watch::BEAT;
 use super::{EnclaveConfig, Work, WorkerError};
 use crate::ownership::{Owner, Owners};
@@ -183,9 +184,8 @@ impl<W: Work> Host<'_, W> {
         *next += 1;
         locked(&self.enclaves).insert(enclave.id(), Arc::clone(&enclave));
         for &cpu in &enclave.config().cpus {
-            let post = &self.posts[usize::from(cpu)];
-            post.lock().wanted = Some(enclave.id());
-            post.changed.notify_all();
+            // An idle CPU comes at once. It waits for nothing but a lock that nobody holds for long.
+            let _ = self.post(cpu, Some(enclave.id()));
         }
         Ok(enclave)
     }
@@ -316,11 +316,13 @@ impl<W: Work> Host<'_, W> {
 
     fn housekeeping(&self) {
         let mut last = Instant::now();
+        let mut pressure = Pressure::new();
         while !self.stopped() {
             let gap = last.elapsed();
             last = Instant::now();
+            let stalled = pressure.stalled();
             for enclave in self.enclaves() {
-                enclave.beat(gap);
+                enclave.beat(gap, stalled);
             }
             std::thread::sleep(BEAT);
         }

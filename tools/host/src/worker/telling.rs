@@ -12,9 +12,7 @@ use crate::event::Level;
 impl Enclave {
     /// A task can run: the check and the agent are told.
     pub(super) fn arrive(&self, state: &mut State, kind: MessageKind, cpu: u16, task: u32, flags: TaskFlags) {
-        if let Some(entry) = state.mechanism.task(task) {
-            state.fifo.arrived(entry.arrival);
-        }
+        note_arrival(state, task);
         let message = state.mechanism.message(kind, cpu, task, flags);
         self.emit(state, message);
         self.kick_idle(state);
@@ -106,6 +104,16 @@ impl Enclave {
             }
         }
         self.pump(state);
+    }
+}
+
+/// The check is told of a task that can run.
+pub(super) fn note_arrival(state: &mut State, task: u32) {
+    let Some(arrival) = state.mechanism.task(task).map(|task| task.arrival) else { return };
+    if state.has_heard_all() {
+        state.fifo.arrived(arrival);
+    } else {
+        state.fifo.arrived_unsettled(arrival);
     }
 }
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use neap_abi::control::INCARNATION_MASK;
 use neap_abi::message::TASK_NONE;
 use neap_abi::{AgentControl, AgentState, Manage};
 
-use super::enclave::{COMES_AND_GOES, Enclave, State, attachment};
+use super::enclave::{Enclave, State, attachment, named_by};
 use crate::event::{EventKind, Fault, Level};
 use crate::link::OwnedLink;
 use crate::mechanism::AgentStanding;
@@ -29,8 +30,8 @@ const FLOOD_BEATS: u64 = 1000;
 const REATTACH: Duration = Duration::from_secs(2);
 
 impl Enclave {
-    /// One beat of housekeeping, `gap` after the last.
-    pub(super) fn beat(self: &Arc<Self>, gap: Duration) {
+    /// One beat of housekeeping, `gap` after the last, of which some thread waited `stalled` for a processor.
+    pub(super) fn beat(self: &Arc<Self>, gap: Duration, stalled: Duration) {
         // What was heard of others is asked below; an error leaves that as it was.
         let _ = self.peer.poll_changes();
         let mut state = self.lock();
@@ -43,7 +44,7 @@ impl Enclave {
         self.wake_due(state, now);
         self.look(state);
         self.look_at_link(state);
-        self.guard(state, gap);
+        self.guard(state, gap, stalled);
         self.come_back(state);
         self.reattach(state, now);
         if state.resync_due || !state.outbox.is_empty() {
@@ -66,14 +67,20 @@ impl Enclave {
     pub(super) fn look(&self, state: &mut State) {
         let Some(agent) = Self::agent_of(state) else { return };
         let AgentControl { incarnation, .. } = agent;
+        if incarnation == state.incarnation {
+            state.counted = (agent.doorbells, u64::from(agent.unknown));
+        }
         match agent.state {
             AgentState::Running if incarnation != state.incarnation => {
+                state.bank_counts();
                 if !state.ended {
                     self.note(state, EventKind::AgentEnded { incarnation: state.incarnation });
                 }
                 self.note(state, EventKind::AgentSeen { incarnation });
+                // One that came and went between two looks counts too.
+                let more = u64::from(incarnation.wrapping_sub(state.incarnation)) & INCARNATION_MASK;
                 (state.incarnation, state.ended) = (incarnation, false);
-                state.report.incarnations += 1;
+                state.report.incarnations += more;
                 if state.level == Level::Ipu {
                     self.succeed(state, &agent);
                 }
@@ -104,8 +111,7 @@ impl Enclave {
     fn succeed(&self, state: &mut State, agent: &AgentControl) {
         state.break_groups();
         let link = Arc::clone(&state.link);
-        let names_agents = link.link().version() >= COMES_AND_GOES;
-        let only = names_agents.then_some(agent.incarnation);
+        let only = named_by(agent, link.link().version());
         link.link().wire().succeed(only);
         state.mechanism.incarnation = only;
         state.mechanism.agent = AgentStanding::Good;
@@ -141,7 +147,7 @@ impl Enclave {
     }
 
     /// Whether whoever decides does.
-    fn guard(&self, state: &mut State, gap: Duration) {
+    fn guard(&self, state: &mut State, gap: Duration, stalled: Duration) {
         let level = state.level;
         if level == Level::Host {
             return;
@@ -173,7 +179,7 @@ impl Enclave {
             state.link.link().confirm(state.incarnation);
         }
         let resync = (!told).then_some(credits);
-        let beat = Beat { gap, owes, lies, decisions: state.agent_decisions, resync };
+        let beat = Beat { gap, stalled, owes, lies, decisions: state.agent_decisions, resync };
         match state.watchdog.beat(beat) {
             None => {}
             Some(Blame::Host) => self.fault(state, Fault::HostCpuHogged),
@@ -306,6 +312,7 @@ impl Enclave {
 
     /// Another session's link takes the place of the one before.
     fn exchange(&self, state: &mut State, link: OwnedLink) {
+        state.bank_counts();
         let before = std::mem::replace(&mut state.link, Arc::new(link));
         state.messages_before += u64::from(before.link().messages());
         state.rings_before += u64::from(before.link().rings());

@@ -10,7 +10,7 @@ use defmt_decoder::{DecodeError, Locations, StreamDecoder, Table};
 use neap_abi::logring::{HEADER_BYTES, capacity, readable};
 use neap_abi::{Region, RegionKind};
 
-use super::snapshot::{FIRMWARE, Snapshot};
+use super::snapshot::{FIRMWARE, Snapshot, View};
 
 /// How often `--follow` looks.
 const EVERY: Duration = Duration::from_millis(100);
@@ -30,13 +30,16 @@ pub fn log(follow: bool) -> Result<()> {
     let table =
         table.context("this firmware has no defmt strings: build it with the linker script defmt.x")?;
     let locations = table.get_locations(&elf).unwrap_or_default();
-    let hello = snapshot.hello().with_context(|| format!("{} has no log", snapshot.what()))?;
-    let mut readers: Vec<Reader<'_>> =
-        snapshot.logs(&hello).iter().map(|region| Reader::new(*region, &table)).collect();
+    // Each enclave's window has the logs of some cores.
+    let mut readers = Vec::new();
+    for view in &snapshot.views {
+        let hello = view.hello().with_context(|| format!("{} has no log", snapshot.what()))?;
+        readers.extend(view.logs(&hello).iter().map(|region| (view, Reader::new(*region, &table))));
+    }
     loop {
         let mut lines = Vec::new();
-        for reader in &mut readers {
-            reader.take(&snapshot, &locations, &mut lines)?;
+        for (view, reader) in &mut readers {
+            reader.take(view, &locations, &mut lines)?;
         }
         // Cores share one clock: together their lines tell a story.
         lines.sort_by(|a, b| a.at_s.total_cmp(&b.at_s));
@@ -78,7 +81,7 @@ impl<'t> Reader<'t> {
     }
 
     /// Decodes what has come since the last look.
-    fn take(&mut self, from: &Snapshot, locations: &Locations, to: &mut Vec<Line>) -> Result<()> {
+    fn take(&mut self, from: &View, locations: &Locations, to: &mut Vec<Line>) -> Result<()> {
         let (bytes, lost) =
             self.unread(|bytes, offset| from.read(bytes, offset)).context("reading a log ring")?;
         if lost != 0 {

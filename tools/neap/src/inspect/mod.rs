@@ -5,7 +5,7 @@ pub mod snapshot;
 mod status;
 
 pub use log::log;
-pub use status::status;
+pub use status::{of_books, of_identity, status};
 
 use snapshot::Snapshot;
 

@@ -1,4 +1,4 @@
-//! A look into a window: the running instance's file, or the copy that the last run left.
+//! A look into the windows: the running instance's files, or the copies that the last run left.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,10 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use neap_abi::epitaph::EPITAPH_BYTES;
 use neap_abi::hello::HELLO_BYTES;
 use neap_abi::line::{LINE_BYTES, Tag, WORDS, open};
-use neap_abi::{AgentControl, Epitaph, Hello, Region, RegionKind, VERSION};
+use neap_abi::{AgentControl, EpitaphRecord, Hello, Payload, Region, RegionKind, VERSION};
+use neap_host::manager::Agents;
+use neap_host::window::records;
 use xtask::paths;
 
 use crate::run::{Notes, alive};
@@ -18,8 +19,6 @@ use crate::run::{Notes, alive};
 pub const NOTES: &str = "run.json";
 /// The firmware that ran, absent for an on-host run.
 pub const FIRMWARE: &str = "firmware.elf";
-/// The window.
-pub const WINDOW: &str = "window";
 
 /// Looks before a line that is just being written counts as torn.
 const TRIES: u32 = 1000;
@@ -33,17 +32,21 @@ pub struct Snapshot {
     pub running: bool,
     /// What it was asked.
     pub notes: Notes,
+    /// Its enclaves' windows.
+    pub views: Vec<View>,
+}
+
+/// A look into one enclave's window.
+#[derive(Debug)]
+pub struct View {
     window: File,
 }
 
 impl Snapshot {
     /// The running instance, the newest if there are several, else the last run.
     pub fn find() -> Result<Self> {
-        for dir in alive() {
-            // A run that is about to begin or to end may not have all yet, or no more.
-            if let Ok(found) = Self::open(&dir, true) {
-                return Ok(found);
-            }
+        if let Some(running) = Self::running() {
+            return Ok(running);
         }
         let last = last_run();
         if !last.is_dir() {
@@ -55,16 +58,28 @@ impl Snapshot {
         Self::open(&last, false)
     }
 
+    /// The running instance, the newest if there are several.
+    pub fn running() -> Option<Self> {
+        // A run that is about to begin or to end may not have all yet, or no more.
+        alive().iter().find_map(|dir| Self::open(dir, true).ok())
+    }
+
     /// The run in `dir`.
     pub fn open(dir: &Path, running: bool) -> Result<Self> {
         let notes = fs::read(dir.join(NOTES)).with_context(|| format!("{} has no notes", dir.display()))?;
-        let notes = serde_json::from_slice(&notes)
+        let notes: Notes = serde_json::from_slice(&notes)
             .with_context(|| format!("{} is of another release of neap; run once more", dir.display()))?;
-        let window = File::open(dir.join(WINDOW));
-        let window = window.with_context(|| format!("the window in {} can't be opened", dir.display()))?;
-        Ok(Self { dir: dir.to_owned(), running, notes, window })
+        let view = |enclave| {
+            let window = File::open(dir.join(window_name(enclave)));
+            let window = window.with_context(|| format!("a window in {} can't be opened", dir.display()))?;
+            Ok(View { window })
+        };
+        let views = (0..notes.parameters.enclaves.len()).map(view).collect::<Result<_>>()?;
+        Ok(Self { dir: dir.to_owned(), running, notes, views })
     }
+}
 
+impl View {
     /// The hello page, checked.
     pub fn hello(&self) -> Result<Hello> {
         let mut page = vec![0; HELLO_BYTES];
@@ -75,30 +90,43 @@ impl Snapshot {
     /// The IPU's control line; none when no firmware has written one.
     pub fn agent(&self, hello: &Hello) -> Result<Option<AgentControl>> {
         let Some(region) = hello.region(RegionKind::AgentControl, 0) else { return Ok(None) };
+        let line = self.line(region.offset).context("the agent's control line")?;
+        Ok(line.as_ref().and_then(AgentControl::from_payload))
+    }
+
+    /// What the supervisor says of the enclave's agents; nothing before 1.2.
+    pub fn agents(&self, hello: &Hello) -> Result<Agents> {
+        let Some(region) = hello.region(RegionKind::Supervisor, 0) else { return Ok(Agents::default()) };
+        let count = region.bytes / LINE_BYTES as u64;
+        let lines = (0..count).map(|at| self.line(region.offset + at * LINE_BYTES as u64));
+        let lines = lines.collect::<Result<Vec<_>>>().context("the supervisor's lines")?;
+        Ok(Agents::of(|at| *lines.get(at)?))
+    }
+
+    /// A line's payload; none where none was ever written.
+    fn line(&self, offset: u64) -> Result<Option<Payload>> {
         for _ in 0..TRIES {
             let mut bytes = [0; LINE_BYTES];
-            self.window
-                .read_exact_at(&mut bytes, region.offset)
-                .context("reading the agent's control line")?;
+            self.window.read_exact_at(&mut bytes, offset).context("reading a line")?;
             let words: [u64; WORDS] =
                 std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 * i + byte])));
             if words == [0; WORDS] {
                 return Ok(None);
             }
             if Tag::of(&words).is_some() {
-                return Ok(AgentControl::from_payload(&open(words)));
+                return Ok(Some(open(words)));
             }
         }
-        bail!("the agent's control line stays torn: its writer has ended in the middle of it")
+        bail!("it stays torn: its writer has ended in the middle of it")
     }
 
-    /// The epitaphs, in the order of their cores.
-    pub fn epitaphs(&self, hello: &Hello) -> Result<Vec<Epitaph>> {
+    /// The epitaphs: by core, and of each core the newest first.
+    pub fn epitaphs(&self, hello: &Hello) -> Result<Vec<EpitaphRecord>> {
         let mut found = Vec::new();
         for region in hello.regions().filter(|region| region.kind == RegionKind::Epitaph) {
-            let mut bytes = [0; EPITAPH_BYTES];
-            self.window.read_exact_at(&mut bytes, region.offset).context("reading an epitaph")?;
-            found.extend(Epitaph::from_bytes(&bytes));
+            let mut bytes = vec![0; usize::try_from(region.bytes)?];
+            self.window.read_exact_at(&mut bytes, region.offset).context("reading epitaphs")?;
+            found.extend(records(&bytes));
         }
         Ok(found)
     }
@@ -114,12 +142,17 @@ impl Snapshot {
     }
 }
 
+/// What an enclave's window is called.
+pub fn window_name(enclave: usize) -> String {
+    if enclave == 0 { "window".to_owned() } else { format!("window{enclave}") }
+}
+
 /// Where the last run is kept.
 pub fn last_run() -> PathBuf {
     paths::cache_dir().join("last-run")
 }
 
-/// Keeps what a run leaves: the parts of its window that are read later, its firmware and its notes, in place of what
+/// Keeps what a run leaves: the parts of its windows that are read later, its firmware and its notes, in place of what
 /// the run before left.
 pub fn keep(dir: &Path) -> Result<()> {
     let last = last_run();
@@ -127,7 +160,9 @@ pub fn keep(dir: &Path) -> Result<()> {
     fs::create_dir_all(cache).with_context(|| format!("the cache {} can't be made", cache.display()))?;
     let fresh = tempfile::Builder::new().prefix("last-run-").tempdir_in(cache)?;
     let snapshot = Snapshot::open(dir, true)?;
-    copy_window(&snapshot, &fresh.path().join(WINDOW))?;
+    for (enclave, view) in snapshot.views.iter().enumerate() {
+        copy_window(view, &fresh.path().join(window_name(enclave)))?;
+    }
     for name in [NOTES, FIRMWARE, crate::run::SERIAL] {
         match fs::copy(dir.join(name), fresh.path().join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context(name),
@@ -149,8 +184,8 @@ pub fn keep(dir: &Path) -> Result<()> {
     bail!("{} can't be replaced; remove it", last.display())
 }
 
-/// Copies the hello page, the agent's line, logs and epitaphs to their places in a file full of holes.
-fn copy_window(from: &Snapshot, to: &Path) -> Result<()> {
+/// Copies the hello page, the agent's and the supervisor's lines, logs and epitaphs to their places in a file full of holes.
+fn copy_window(from: &View, to: &Path) -> Result<()> {
     let copy = File::create(to)?;
     copy.set_len(from.window.metadata()?.len())?;
     let mut page = vec![0; HELLO_BYTES];
@@ -159,7 +194,9 @@ fn copy_window(from: &Snapshot, to: &Path) -> Result<()> {
     // Firmware that never came up has left no page: there is nothing more to keep.
     let Ok(hello) = from.hello() else { return Ok(()) };
     for region in hello.regions() {
-        if matches!(region.kind, RegionKind::AgentControl | RegionKind::Log | RegionKind::Epitaph) {
+        let read_later =
+            [RegionKind::AgentControl, RegionKind::Supervisor, RegionKind::Log, RegionKind::Epitaph];
+        if read_later.contains(&region.kind) {
             let mut bytes = vec![0; usize::try_from(region.bytes)?];
             from.read(&mut bytes, region.offset)?;
             copy.write_all_at(&bytes, region.offset)?;

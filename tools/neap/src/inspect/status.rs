@@ -1,53 +1,134 @@
-//! `neap status`: the hello page, the agent's control line and the epitaphs.
+//! `neap status`: each enclave's hello page, agents, bindings, books and epitaphs.
 
 use anyhow::Result;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use neap_abi::{AgentControl, Epitaph, Hello};
+use neap_abi::image::rights;
+use neap_abi::supervisor::{Binding, Books, Identity};
+use neap_abi::{AgentControl, EpitaphRecord, Hello, Version};
+use neap_host::manager::Agents;
+use neap_host::report::EpitaphReport;
 use serde_json::{Value, json};
 
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, View};
+use crate::enclaves::EnclaveAsked;
 use crate::print;
+
+/// What one enclave's window says.
+struct Seen {
+    hello: Result<Hello>,
+    agent: Option<AgentControl>,
+    agents: Agents,
+    epitaphs: Vec<EpitaphRecord>,
+}
+
+impl Seen {
+    fn in_view(view: &View) -> Result<Self> {
+        let hello = view.hello();
+        let (agent, agents, epitaphs) = match &hello {
+            Ok(hello) => (view.agent(hello)?, view.agents(hello)?, view.epitaphs(hello)?),
+            Err(_) => (None, Agents::default(), Vec::new()),
+        };
+        Ok(Self { hello, agent, agents, epitaphs })
+    }
+
+    fn json(&self, asked: &EnclaveAsked) -> Value {
+        let Agents { running, standby, books, bindings } = &self.agents;
+        json!({
+            "cpus": asked.cpus().collect::<Vec<_>>(),
+            "policy": asked.policy,
+            "hello": self.hello.as_ref().ok().map(of_hello),
+            "hello_error": self.hello.as_ref().err().map(|error| format!("{error:#}")),
+            "agent": self.agent.as_ref().map(of_agent),
+            "running": running.as_ref().map(of_identity),
+            "standby": standby.as_ref().map(of_identity),
+            "books": books.as_ref().map(of_books),
+            "bindings": bindings.iter().map(of_binding).collect::<Vec<_>>(),
+            "epitaphs": self.epitaphs.iter().map(of_epitaph).collect::<Vec<_>>(),
+        })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = vec![match &self.hello {
+            Ok(hello) => rows("hello page", &of_hello(hello)),
+            Err(error) => format!("{error:#}"),
+        }];
+        lines.push(match &self.agent {
+            Some(agent) => rows("agent", &of_agent(agent)),
+            None => "no agent has written its control line".to_owned(),
+        });
+        let Agents { running, standby, books, bindings } = &self.agents;
+        for (title, identity) in [("running", running), ("standby", standby)] {
+            lines.extend(identity.as_ref().map(|identity| rows(title, &of_identity(identity))));
+        }
+        lines.extend(books.as_ref().map(|books| rows("books", &of_books(books))));
+        if !bindings.is_empty() {
+            lines.push(binding_table(bindings));
+        }
+        lines.extend(self.epitaphs.iter().map(|epitaph| format!("epitaph: {}", in_words(epitaph))));
+        if self.epitaphs.is_empty() {
+            lines.push("no epitaphs".to_owned());
+        }
+        lines
+    }
+}
 
 /// Prints where an instance stands, as a table or as one JSON object.
 pub fn status(as_json: bool) -> Result<()> {
     let snapshot = Snapshot::find()?;
-    let hello = snapshot.hello();
-    let (agent, epitaphs) = match &hello {
-        Ok(hello) => (snapshot.agent(hello)?, snapshot.epitaphs(hello)?),
-        Err(_) => (None, Vec::new()),
-    };
+    let seen = snapshot.views.iter().map(Seen::in_view).collect::<Result<Vec<_>>>()?;
+    let asked = &snapshot.notes.parameters.enclaves;
     let text = if as_json {
-        let hello_error = hello.as_ref().err().map(|error| format!("{error:#}"));
-        let object = json!({
+        let enclaves: Vec<Value> = seen.iter().zip(asked).map(|(seen, asked)| seen.json(asked)).collect();
+        let mut object = json!({
             "running": snapshot.running,
             "pid": snapshot.notes.pid,
             "ran_on": snapshot.notes.ran_on,
             "parameters": snapshot.notes.parameters,
-            "hello": hello.as_ref().ok().map(of_hello),
-            "hello_error": hello_error,
-            "agent": agent.as_ref().map(of_agent),
-            "epitaphs": epitaphs.iter().map(of_epitaph).collect::<Vec<_>>(),
         });
+        // Of the only enclave there is most of the time, also where they stood before there could be more.
+        for key in ["hello", "hello_error", "agent", "epitaphs"] {
+            object[key] = enclaves.first().map_or(Value::Null, |first| first[key].clone());
+        }
+        object["enclaves"] = enclaves.into();
         format!("{object:#}")
     } else {
         let mut lines =
             vec![format!("{}, on {}, pid {}", snapshot.what(), snapshot.notes.ran_on, snapshot.notes.pid)];
-        lines.push(match &hello {
-            Ok(hello) => rows("hello page", &of_hello(hello)),
-            Err(error) => format!("{error:#}"),
-        });
-        lines.push(match &agent {
-            Some(agent) => rows("agent", &of_agent(agent)),
-            None => "no agent has written its control line".to_owned(),
-        });
-        lines.extend(epitaphs.iter().map(|epitaph| format!("epitaph: {}", in_words(epitaph))));
-        if epitaphs.is_empty() {
-            lines.push("no epitaphs".to_owned());
+        for (number, (seen, asked)) in seen.iter().zip(asked).enumerate() {
+            lines.push(format!("enclave {number}: CPUs {}, policy {}", asked.range(), asked.policy));
+            lines.extend(seen.lines());
         }
         lines.join("\n")
     };
     print(&text)
+}
+
+fn binding_table(bindings: &[Binding]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED.with_rounded_corners());
+    table.set_header(["bound to", "rights", "address", "physical", "bytes", "memory"]);
+    for binding in bindings {
+        let memory = if binding.device { "device" } else { "normal" };
+        table.add_row([
+            binding.kind.name().to_owned(),
+            letters(binding.rights),
+            format!("{:#x}", binding.address),
+            format!("{:#x}", binding.physical),
+            binding.bytes.to_string(),
+            memory.to_owned(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// Rights as letters, as `ls` has them.
+fn letters(bits: u8) -> String {
+    let letter = |right: u32, letter| if u32::from(bits) & right != 0 { letter } else { '-' };
+    [(rights::READ, 'r'), (rights::WRITE, 'w'), (rights::EXECUTE, 'x')]
+        .map(|(r, l)| letter(r, l))
+        .iter()
+        .collect()
 }
 
 /// An object as a table of two columns.
@@ -81,6 +162,7 @@ fn of_agent(agent: &AgentControl) -> Value {
         "core": agent.core,
         "asleep": agent.asleep,
         "session": agent.session,
+        "incarnation": agent.incarnation,
         "credits": agent.credits,
         "decisions": agent.decisions,
         "doorbells": agent.doorbells,
@@ -89,13 +171,65 @@ fn of_agent(agent: &AgentControl) -> Value {
     })
 }
 
-fn of_epitaph(epitaph: &Epitaph) -> Value {
+/// An agent's identity.
+pub fn of_identity(identity: &Identity) -> Value {
+    let version = Version::from_bits(identity.version);
     json!({
+        "name": identity.name(),
+        "incarnation": identity.incarnation,
+        "image": format!("{:#010x}", identity.image_crc),
+        "version": version.to_string(),
+        "on_trial": identity.on_trial,
+    })
+}
+
+/// The supervisor's books.
+pub fn of_books(books: &Books) -> Value {
+    json!({
+        "pages": books.pages,
+        "pages_free": books.pages_free,
+        "pages_held": books.pages_held,
+        "cores": books.cores,
+        "cores_free": books.cores_free,
+        "cores_lost": books.cores_lost,
+        "started": books.started,
+        "faults": books.faults,
+        "restarts": books.restarts,
+        "restart_in_ms": books.restart_in_ms,
+        "given_up": books.given_up,
+        "revocations": books.revocations,
+        "aborts": books.aborts,
+        "replacements": books.replacements,
+        "rollbacks": books.rollbacks,
+        "images_refused": books.images_refused,
+        "commands_refused": books.commands_refused,
+        "epitaphs": books.epitaphs,
+    })
+}
+
+fn of_binding(binding: &Binding) -> Value {
+    json!({
+        "kind": binding.kind.name(),
+        "rights": letters(binding.rights),
+        "device": binding.device,
+        "address": binding.address,
+        "physical": binding.physical,
+        "bytes": binding.bytes,
+    })
+}
+
+fn of_epitaph(record: &EpitaphRecord) -> Value {
+    let epitaph = &record.epitaph;
+    json!({
+        "name": record.name(),
+        "incarnation": record.incarnation,
+        "number": record.number,
         "cause": epitaph.cause.name(),
         "core": epitaph.core,
         "session": epitaph.session,
         "time_ns": epitaph.time_ns,
         "messages": epitaph.messages,
+        "last_message": EpitaphReport::of(record).last_message,
         "esr": epitaph.esr,
         "elr": epitaph.elr,
         "far": epitaph.far,
@@ -106,37 +240,52 @@ fn of_epitaph(epitaph: &Epitaph) -> Value {
 }
 
 /// An epitaph as a sentence.
-fn in_words(epitaph: &Epitaph) -> String {
-    let at_s = epitaph.time_ns as f64 / 1e9;
-    let mut words = format!("core {} ended by {} {at_s:.3} s after boot", epitaph.core, epitaph.cause.name());
-    if !epitaph.file().is_empty() {
-        words.push_str(&format!(" at {}:{}", epitaph.file(), epitaph.line));
-    }
-    if !epitaph.text().is_empty() {
-        words.push_str(&format!(": {}", epitaph.text()));
-    }
-    if epitaph.esr != 0 {
-        words.push_str(&format!(" (ESR {:#x}, ELR {:#x}, FAR {:#x})", epitaph.esr, epitaph.elr, epitaph.far));
-    }
-    words
+fn in_words(record: &EpitaphRecord) -> String {
+    let at_s = record.epitaph.time_ns as f64 / 1e9;
+    format!("{}, {at_s:.3} s after boot", EpitaphReport::of(record).in_words())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use neap_abi::Cause;
+    use neap_abi::{Cause, Epitaph, Message, MessageKind};
 
     #[test]
     fn an_epitaph_reads_as_a_sentence() {
         let mut epitaph = Epitaph::new(Cause::Panic, 1);
         epitaph.time_ns = 1_500_000_000;
+        epitaph.messages = 12;
         epitaph.set_source("firmware/runtime/src/main.rs", 42, "index out of bounds");
+        let mut record = EpitaphRecord {
+            epitaph,
+            incarnation: 0,
+            image_crc: 0,
+            number: 1,
+            name: [0; 32],
+            last_message: None,
+        };
         assert_eq!(
-            in_words(&epitaph),
-            "core 1 ended by panic 1.500 s after boot at firmware/runtime/src/main.rs:42: index out of bounds"
+            in_words(&record),
+            "core 1 ended by panic at firmware/runtime/src/main.rs:42 after 12 messages: index out of bounds, 1.500 s \
+             after boot"
         );
-        let mut fault = Epitaph::new(Cause::Synchronous, 2);
-        (fault.esr, fault.elr, fault.far) = (0x9600_0045, 0x4020_1234, 0xdead_0000);
-        assert!(in_words(&fault).ends_with("(ESR 0x96000045, ELR 0x40201234, FAR 0xdead0000)"));
+        record.epitaph = Epitaph::new(Cause::Synchronous, 2);
+        (record.epitaph.esr, record.epitaph.elr, record.epitaph.far) =
+            (0x9600_0045, 0x4020_1234, 0xdead_0000);
+        record.incarnation = 3;
+        record.name[..4].copy_from_slice(b"wild");
+        record.last_message = Some(Message { task: 7, ..Message::new(MessageKind::TaskNew, 1) }.to_payload());
+        let words = in_words(&record);
+        assert!(
+            words.starts_with("agent wild (incarnation 3, core 2) ended by synchronous_exception"),
+            "{words}"
+        );
+        assert!(words.contains("pc 0x40201234, address 0xdead0000, syndrome 0x96000045"), "{words}");
+        assert!(words.contains("the last task_new of CPU 1, task 7"), "{words}");
+    }
+
+    #[test]
+    fn rights_are_letters() {
+        assert_eq!([letters(1), letters(3), letters(5), letters(0)], ["r--", "rw-", "r-x", "---"]);
     }
 }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use super::plot::{self, Series};
 use super::{Record, count, percent, time};
-use crate::measured::Distribution;
+use crate::enclaves::EnclaveAsked;
+use crate::measured::{Distribution, EnclaveMeasured};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -71,6 +72,10 @@ pub fn page(record: &Record) -> String {
         ("doorbells", m.doorbells),
     ];
     pairs(&mut out, "Counts", &counts.map(|(name, value)| (name.to_owned(), count(value))));
+    let enclaves: Vec<(String, String)> = m.enclaves.iter().map(enclave).collect();
+    if enclaves.len() > 1 {
+        pairs(&mut out, "Enclaves", &enclaves);
+    }
     let parameters = [
         ("policy", asked.policy.clone()),
         ("where", asked.place().to_owned()),
@@ -142,13 +147,36 @@ fn pairs(out: &mut String, caption: &str, rows: &[(String, String)]) {
     out.push_str("</table>\n");
 }
 
+/// One enclave in a row.
+fn enclave(m: &EnclaveMeasured) -> (String, String) {
+    let finished =
+        if m.complete { "all tasks finished".to_owned() } else { format!("{} tasks lost", m.tasks_lost) };
+    (
+        format!("{}: CPUs {}, {}", m.enclave, m.range(), m.agent),
+        format!(
+            "{} decisions, {finished}, {} crashes, {} fallbacks",
+            count(m.decisions),
+            m.crashes,
+            m.fallbacks.len()
+        ),
+    )
+}
+
 /// The command that does the same run again.
 fn again(record: &Record) -> String {
     let p = &record.parameters;
     let place = if p.on_host { " --on-host".to_owned() } else { format!(" --cores {}", p.cores) };
+    let alone = EnclaveAsked::only(p.cpus, &p.policy);
+    let enclaves = if p.enclaves == [alone] {
+        format!(" --policy {} --cpus {}", p.policy, p.cpus)
+    } else {
+        p.enclaves.iter().map(|enclave| format!(" --enclave {}", enclave.spec())).collect()
+    };
+    let watchdog =
+        if p.watchdog_ms == 20 { String::new() } else { format!(" --watchdog-ms {}", p.watchdog_ms) };
     format!(
-        "cargo neap run --policy {} --cpus {} --rate {} --seconds {} --keys {} --blocking {} --yielding {} --seed {}{place}",
-        p.policy, p.cpus, p.rate, p.seconds, p.keys, p.blocking_percent, p.yielding_percent, p.seed
+        "cargo neap run{enclaves}{watchdog} --rate {} --seconds {} --keys {} --blocking {} --yielding {} --seed {}{place}",
+        p.rate, p.seconds, p.keys, p.blocking_percent, p.yielding_percent, p.seed
     )
 }
 

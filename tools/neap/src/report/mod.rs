@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 pub use html::page;
 pub use table::table;
 
-use crate::measured::{Distribution, Measured};
+use crate::enclaves::EnclaveAsked;
+use crate::measured::{Distribution, EnclaveMeasured, Measured};
 
 /// A run: what was asked, on what it ran, how it ended and what was measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,10 +29,14 @@ pub struct Record {
 /// What a run was asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
-    /// The policy, by name.
+    /// The policies, by name.
     pub policy: String,
-    /// Host CPUs.
+    /// Host CPUs in all enclaves.
     pub cpus: u16,
+    /// The enclaves.
+    pub enclaves: Vec<EnclaveAsked>,
+    /// How long an agent may owe a decision, in ms.
+    pub watchdog_ms: u64,
     /// Cores of the IPU.
     pub cores: u16,
     /// Where all that is random comes from.
@@ -62,6 +67,16 @@ pub enum End {
 }
 
 impl Parameters {
+    /// One more than the highest CPU's number.
+    pub fn host_cpus(&self) -> u16 {
+        self.enclaves.iter().map(|enclave| enclave.last_cpu + 1).max().unwrap_or(0)
+    }
+
+    /// Vectors of each peer: one a CPU, and one a core.
+    pub fn vectors(&self) -> u16 {
+        self.host_cpus().max(self.cores)
+    }
+
     /// Where the agent ran, as JSON says it.
     pub fn place(&self) -> &'static str {
         if self.on_host { "on-host" } else { "qemu" }
@@ -116,7 +131,7 @@ impl Record {
             End::Broken(words) => ("broken", Some(words)),
         };
         let remarks: Vec<&String> = remark.into_iter().chain(&m.remarks).collect();
-        json!({
+        let mut object = json!({
             "policy": asked.policy,
             "cpus": asked.cpus,
             "seed": asked.seed,
@@ -157,8 +172,46 @@ impl Record {
             "agent_ended": m.agent_ended,
             "epitaphs": m.epitaphs,
             "remarks": remarks,
-        })
+        });
+        // More than the macro takes at once.
+        object["watchdog_ms"] = asked.watchdog_ms.into();
+        object["fallbacks"] = m.fallbacks.into();
+        object["crashes"] = m.crashes.into();
+        object["enclaves"] = m.enclaves.iter().map(enclave).collect();
+        object
     }
+}
+
+/// One enclave's part.
+fn enclave(m: &EnclaveMeasured) -> Value {
+    json!({
+        "enclave": m.enclave,
+        "cpus": m.cpus,
+        "policy": m.policy,
+        "agent": m.agent,
+        "requests_offered": m.requests_offered,
+        "requests_refused": m.requests_refused,
+        "decisions": m.decisions,
+        "decisions_on_host": m.decisions_on_host,
+        "decisions_by_host": m.decisions_by_host,
+        "outcomes": m.outcomes,
+        "tasks_created": m.tasks_created,
+        "tasks_finished": m.tasks_finished,
+        "tasks_lost": m.tasks_lost,
+        "tasks_doubled": m.tasks_doubled,
+        "fifo_violations": m.fifo_violations,
+        "resyncs": m.resyncs,
+        "complete": m.complete,
+        "level": m.level,
+        "incarnations": m.incarnations,
+        "crashes": m.crashes,
+        "faults": m.faults,
+        "fallbacks": m.fallbacks,
+        "comebacks": m.comebacks,
+        "round_trip_us": quantiles(&m.round_trip),
+        "request_us": quantiles(&m.request),
+        "epitaphs": m.epitaphs,
+    })
 }
 
 /// `count` per second, 0 for no time.
@@ -228,6 +281,8 @@ pub mod tests {
             parameters: Parameters {
                 policy: "fifo".into(),
                 cpus: 4,
+                enclaves: vec![EnclaveAsked::only(4, "fifo")],
+                watchdog_ms: 20,
                 cores: 2,
                 seed: 77,
                 seconds: 10.0,
@@ -253,6 +308,18 @@ pub mod tests {
                 messages: 99_000,
                 doorbells: 12_400,
                 queue_depth: (0..500).map(|i| (i * 20, (i * 7919) % 23)).collect(),
+                enclaves: vec![EnclaveMeasured {
+                    cpus: (0..4).collect(),
+                    policy: "fifo".into(),
+                    agent: "fifo".into(),
+                    decisions: 33_020,
+                    tasks_created: 30_011,
+                    tasks_finished: 30_011,
+                    complete: true,
+                    level: "ipu".into(),
+                    incarnations: 1,
+                    ..EnclaveMeasured::default()
+                }],
                 ..Measured::default()
             },
         }
@@ -276,6 +343,23 @@ pub mod tests {
         assert!(json["decisions_per_s"].as_f64().unwrap() > 3000.0);
         assert_eq!(bare.json()["where"], "on-host");
         assert_eq!(bare.json()["remarks"][0], "QEMU was killed");
+    }
+
+    #[test]
+    fn a_crash_that_was_made_good_is_a_remark_and_no_failure() {
+        let mut record = example();
+        record.measured.crashes = 3;
+        record.measured.fallbacks = 1;
+        record.measured.agent_ended = Some("the agent ended".into());
+        record
+            .measured
+            .epitaphs
+            .push("agent wild (incarnation 2, core 1) ended by synchronous_exception".into());
+        record.measured.enclaves[0].crashes = 3;
+        assert_eq!((record.exit_code(), record.complaints().len()), (0, 0));
+        assert_eq!(record.json()["crashes"], 3);
+        assert_eq!(record.json()["enclaves"][0]["crashes"], 3);
+        assert_eq!(record.json()["enclaves"][0]["complete"], true);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
 use super::{Record, count, percent, time};
-use crate::measured::Distribution;
+use crate::measured::{Distribution, EnclaveMeasured};
 
 /// The run's figures, to be read by people.
 pub fn table(record: &Record) -> String {
@@ -45,8 +45,46 @@ pub fn table(record: &Record) -> String {
     row("resyncs", count(m.resyncs), String::new());
     row("messages", count(m.messages), format!("{} doorbells", count(m.doorbells)));
     let mut lines = vec![table.to_string()];
+    if m.enclaves.len() > 1 {
+        lines.push(enclaves(&m.enclaves));
+    }
     lines.extend(notes(record));
     lines.join("\n")
+}
+
+/// A row for each enclave.
+fn enclaves(enclaves: &[EnclaveMeasured]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED.with_rounded_corners());
+    table.set_header([
+        "enclave",
+        "CPUs",
+        "policy",
+        "agent",
+        "decisions",
+        "tasks",
+        "finished",
+        "lost",
+        "crashes",
+        "fallbacks",
+        "decides",
+    ]);
+    for m in enclaves {
+        table.add_row([
+            m.enclave.to_string(),
+            m.range(),
+            m.policy.clone(),
+            m.agent.clone(),
+            count(m.decisions),
+            count(m.tasks_created),
+            if m.complete { "all".to_owned() } else { count(m.tasks_finished) },
+            count(m.tasks_lost),
+            count(m.crashes),
+            count(m.fallbacks.len() as u64),
+            m.level.clone(),
+        ]);
+    }
+    table.to_string()
 }
 
 /// What stands below the table: on what it ran, and what went wrong.
@@ -103,6 +141,19 @@ mod tests {
             assert!(text.contains(words), "{words} is missing:\n{text}");
         }
         assert!(!text.contains("MUST BE 0"));
+    }
+
+    #[test]
+    fn each_of_several_enclaves_has_a_row_and_each_crash_its_name() {
+        let mut record = example();
+        assert!(!table(&record).contains("decides"), "an enclave that is alone is the run");
+        let mut second = record.measured.enclaves[0].clone();
+        (second.enclave, second.crashes, second.agent) = (1, 8, "wild_store".into());
+        record.measured.enclaves.push(second);
+        record.measured.epitaphs.push("enclave 1: agent wild_store ended by synchronous_exception".into());
+        let text = table(&record);
+        assert!(text.contains("decides") && text.contains("wild_store"), "{text}");
+        assert!(text.contains("epitaph: enclave 1: agent wild_store ended by"), "{text}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod rundir;
 mod watch;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,9 @@ use xtask::setup;
 pub use rundir::alive;
 
 use crate::args::RunOptions;
+use crate::enclaves::EnclaveAsked;
 use crate::inspect::snapshot;
+use crate::manage;
 use crate::report::{Parameters, Record};
 use output::PageFile;
 use parts::Parts;
@@ -44,10 +46,15 @@ pub struct Notes {
 pub fn run(options: &RunOptions) -> Result<u8> {
     options.check()?;
     let page = options.report.as_deref().map(PageFile::claim).transpose()?;
+    let enclaves = options.enclaves();
+    let mut policies: Vec<&str> = enclaves.iter().map(|enclave| enclave.policy.as_str()).collect();
+    policies.dedup();
     let parameters = Parameters {
-        policy: options.policy.clone(),
-        cpus: options.cpus,
-        cores: options.cores,
+        policy: policies.join(", "),
+        cpus: enclaves.iter().map(EnclaveAsked::count).sum(),
+        watchdog_ms: options.watchdog_ms,
+        // Each enclave's agent has a core of its own, beside the supervisor's.
+        cores: options.cores.max(enclaves.len() as u16 + 1),
         // 32 bits are easy to type again, and exact in every reader of JSON.
         seed: options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
         seconds: options.seconds,
@@ -56,6 +63,7 @@ pub fn run(options: &RunOptions) -> Result<u8> {
         blocking_percent: options.blocking,
         yielding_percent: options.yielding,
         on_host: options.on_host,
+        enclaves,
     };
     let card = if options.on_host {
         None
@@ -68,12 +76,14 @@ pub fn run(options: &RunOptions) -> Result<u8> {
         None => "the host".to_owned(),
     };
 
+    let agents = agents(&parameters)?;
+
     let signals = Signals::catch()?;
-    let dir = RunDir::create(WINDOW_BYTES)?;
+    let dir = RunDir::create(WINDOW_BYTES, parameters.enclaves.len())?;
     let notes = Notes { pid: std::process::id(), ran_on: ran_on.clone(), parameters: parameters.clone() };
     note(dir.path(), &notes, card.as_ref().map(|(_, elf)| elf.as_path()))?;
     let (end, measured) = {
-        let mut parts = Parts::start(&dir, &parameters, card.as_ref())?;
+        let mut parts = Parts::start(&dir, &parameters, card.as_ref(), agents)?;
         watch(&mut parts, &dir, &parameters, &signals)
     }?;
     if let Err(error) = snapshot::keep(dir.path()) {
@@ -84,6 +94,12 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     let record = Record { parameters, ran_on, end, measured };
     output::show(&record, options.json, page)?;
     Ok(record.exit_code())
+}
+
+/// The image of each enclave's agent, where it is not to be the bundle's.
+fn agents(asked: &Parameters) -> Result<Vec<Option<PathBuf>>> {
+    let image = |enclave: &EnclaveAsked| enclave.agent.as_deref().map(manage::image).transpose();
+    asked.enclaves.iter().map(image).collect()
 }
 
 /// Writes the notes, and keeps the firmware that they speak of: a later build replaces it in its place.

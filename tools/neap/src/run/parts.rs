@@ -17,6 +17,7 @@ use super::SERIAL;
 use super::rundir::RunDir;
 use crate::children::Guarded;
 use crate::inspect::snapshot::Snapshot;
+use crate::manage::MANAGE;
 use crate::report::Parameters;
 use crate::worker::{AgentOrder, Line, Order, STOP};
 
@@ -42,23 +43,37 @@ pub struct Parts {
 
 impl Parts {
     /// Starts all, with the firmware in QEMU (`card`: the program and the ELF) or the agent on the host.
-    pub fn start(dir: &RunDir, asked: &Parameters, card: Option<&(PathBuf, PathBuf)>) -> Result<Self> {
-        let socket = dir.path().join("vipu.sock");
-        let vectors = asked.cpus.max(asked.cores);
-        let window = dir.window().descriptor().context("the window's descriptor")?;
-        let server = Server::start(vec![Domain::new(&socket, window, vectors)])?;
+    /// The host loads `agents`, by enclave.
+    pub fn start(
+        dir: &RunDir,
+        asked: &Parameters,
+        card: Option<&(PathBuf, PathBuf)>,
+        agents: Vec<Option<PathBuf>>,
+    ) -> Result<Self> {
+        let vectors = asked.vectors();
+        let (mut sockets, mut domains, mut windows) = (Vec::new(), Vec::new(), Vec::new());
+        for (enclave, window) in dir.windows().iter().enumerate() {
+            let socket = dir.path().join(format!("vipu{enclave}.sock"));
+            let descriptor = window.descriptor().context("a window's descriptor")?;
+            domains.push(Domain::new(&socket, descriptor, vectors));
+            windows.push((window.path().to_owned(), WINDOW_BYTES));
+            sockets.push(socket);
+        }
+        let server = Server::start(domains)?;
         let agent_name = if card.is_some() { "QEMU" } else { "the on-host agent" };
         let mut agent = match card {
             Some((program, elf)) => {
-                let mut machine = Machine::new(u32::from(asked.cores), dir.window().path(), WINDOW_BYTES);
-                machine.doorbells = vec![(socket.clone(), vectors)];
+                let (first, bytes) = windows.first().context("a run has an enclave")?;
+                let mut machine = Machine::new(u32::from(asked.cores), first, *bytes);
+                machine.windows = windows;
+                machine.doorbells = sockets.iter().map(|socket| (socket.clone(), vectors)).collect();
                 // A supervisor that panics ends the machine, and so is seen at once.
                 machine.bootargs = vec!["neap.exit=1".to_owned()];
                 machine.command(program, elf)?
             }
             None => {
-                let order = AgentOrder { socket: socket.clone(), vectors };
-                ourselves("agent", &serde_json::to_string(&order)?)?
+                let order = AgentOrder { sockets: sockets.clone(), vectors };
+                ourselves("on-host-agent", &serde_json::to_string(&order)?)?
             }
         };
         agent
@@ -67,7 +82,8 @@ impl Parts {
             .stderr(remarks(dir.path(), AGENT_REMARKS)?);
         let agent = Guarded::start(agent)?;
 
-        let order = Order { socket, vectors, parameters: asked.clone() };
+        let manage = dir.path().join(MANAGE);
+        let order = Order { sockets, vectors, parameters: asked.clone(), agents, manage };
         let mut worker = ourselves("worker", &serde_json::to_string(&order)?)?;
         worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir.path(), WORKER_REMARKS)?);
         let mut worker = Guarded::start(worker)?;
@@ -106,16 +122,18 @@ impl Parts {
         self.agent.stop(Duration::from_secs(2));
     }
 
-    /// Waits until the agent says that it has stopped, or has no more to say.
+    /// Waits until the agents say that they have stopped, or have no more to say.
     fn await_agent(&mut self, patience: Duration) {
         let Ok(snapshot) = Snapshot::open(&self.dir, true) else { return };
-        let Ok(hello) = snapshot.hello() else { return };
         let asked = Instant::now();
-        while asked.elapsed() < patience
-            && self.agent.ended().is_none()
-            && matches!(snapshot.agent(&hello), Ok(Some(AgentControl { state: AgentState::Running, .. })))
-        {
-            thread::sleep(Duration::from_millis(2));
+        for view in &snapshot.views {
+            let Ok(hello) = view.hello() else { continue };
+            while asked.elapsed() < patience
+                && self.agent.ended().is_none()
+                && matches!(view.agent(&hello), Ok(Some(AgentControl { state: AgentState::Running, .. })))
+            {
+                thread::sleep(Duration::from_millis(2));
+            }
         }
     }
 

@@ -1,6 +1,6 @@
-//! A run's directory and window file, and what dead runs left of theirs.
+//! A run's directory and window files, and what dead runs left of theirs.
 //!
-//! Both are named `neap-<pid>-<n>` and are locked while their owner lives: the kernel lets go of a lock with its
+//! All are named `neap-<pid>-<n>` and are locked while their owner lives: the kernel lets go of a lock with its
 //! process, so a lock that can be had is the proof that nobody needs them any more.
 
 use std::fs::{self, File};
@@ -12,25 +12,27 @@ use std::{env, process};
 
 use anyhow::{Context, Result};
 use neap_vipu::Window;
+
+use crate::inspect::snapshot::window_name;
 use rustix::process::{Pid, geteuid, test_kill_process};
 
-/// What a run's window file is called, after the run's name.
+/// What a run's window files are called, after the run's name; from the second enclave's on with its number.
 const WINDOW_SUFFIX: &str = ".window";
 /// The file in a run directory that its owner holds locked.
 const LOCK: &str = "lock";
 
-/// A run's directory with its window; both are removed when this is dropped.
+/// A run's directory with its windows; all are removed when this is dropped.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    window: Window,
-    _locks: [File; 2],
+    windows: Vec<Window>,
+    _locks: Vec<File>,
 }
 
 impl RunDir {
-    /// Removes what dead runs left, then makes a directory (in `$TMPDIR`, else `/tmp`) and a window of
-    /// `window_bytes`.
-    pub fn create(window_bytes: u64) -> Result<Self> {
+    /// Removes what dead runs left, then makes a directory (in `$TMPDIR`, else `/tmp`) and `enclaves` windows of
+    /// `window_bytes` each.
+    pub fn create(window_bytes: u64, enclaves: usize) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         for place in places() {
             reap(&place);
@@ -44,12 +46,19 @@ impl RunDir {
         let guard = Removed(path.clone());
         let lock = File::create_new(path.join(LOCK)).context("making the run directory's lock")?;
         lock.try_lock().context("locking the run directory")?;
-        let window = Window::create(&format!("{name}{WINDOW_SUFFIX}"), window_bytes)?;
-        let held = File::from(window.descriptor().context("the window's descriptor")?);
-        held.try_lock().context("locking the window")?;
-        std::os::unix::fs::symlink(window.path(), path.join("window")).context("linking the window")?;
+        let (mut windows, mut locks) = (Vec::new(), vec![lock]);
+        for enclave in 0..enclaves {
+            let number = if enclave == 0 { String::new() } else { enclave.to_string() };
+            let window = Window::create(&format!("{name}{WINDOW_SUFFIX}{number}"), window_bytes)?;
+            let held = File::from(window.descriptor().context("the window's descriptor")?);
+            held.try_lock().context("locking the window")?;
+            std::os::unix::fs::symlink(window.path(), path.join(window_name(enclave)))
+                .context("linking the window")?;
+            windows.push(window);
+            locks.push(held);
+        }
         std::mem::forget(guard);
-        Ok(Self { path, window, _locks: [lock, held] })
+        Ok(Self { path, windows, _locks: locks })
     }
 
     /// The directory.
@@ -57,9 +66,9 @@ impl RunDir {
         &self.path
     }
 
-    /// The window.
-    pub fn window(&self) -> &Window {
-        &self.window
+    /// The windows, by enclave.
+    pub fn windows(&self) -> &[Window] {
+        &self.windows
     }
 }
 
@@ -118,10 +127,13 @@ fn entries(place: &Path) -> impl Iterator<Item = (PathBuf, Pid)> {
     })
 }
 
-/// The pid in a run's name, with or without the window's suffix.
+/// The pid in a run's name, with or without a window's suffix.
 fn pid_in(name: &str) -> Option<Pid> {
-    let (pid, count) =
-        name.strip_suffix(WINDOW_SUFFIX).unwrap_or(name).strip_prefix("neap-")?.split_once('-')?;
+    let (name, enclave) = name.split_once(WINDOW_SUFFIX).unwrap_or((name, ""));
+    if !enclave.is_empty() {
+        enclave.parse::<u16>().ok()?;
+    }
+    let (pid, count) = name.strip_prefix("neap-")?.split_once('-')?;
     count.parse::<u32>().ok()?;
     Pid::from_raw(pid.parse().ok().filter(|pid| *pid > 0)?)
 }
@@ -158,14 +170,17 @@ mod tests {
     fn what_a_dead_run_left_is_removed_and_nothing_else() {
         let place = tempfile::tempdir().unwrap();
         let dead = dead_pid();
-        let left = [format!("neap-{dead}-0"), format!("neap-{dead}-7.window")];
+        let left =
+            [format!("neap-{dead}-0"), format!("neap-{dead}-7.window"), format!("neap-{dead}-7.window3")];
         fs::create_dir(place.path().join(&left[0])).unwrap();
         fs::write(place.path().join(&left[0]).join("serial.log"), "x").unwrap();
         fs::write(place.path().join(&left[1]), "x").unwrap();
+        fs::write(place.path().join(&left[2]), "x").unwrap();
         let kept = [
             format!("neap-{}-0", process::id()),
             format!("neap-{dead}"),
             format!("neap-{dead}-x"),
+            format!("neap-{dead}-7.windows"),
             "neap-cache".to_owned(),
             "other-1-2".to_owned(),
         ];
@@ -196,12 +211,15 @@ mod tests {
 
     #[test]
     fn a_run_directory_is_found_while_it_lives_and_gone_after() {
-        let run = RunDir::create(1 << 16).unwrap();
-        let (path, window) = (run.path().to_owned(), run.window().path().to_owned());
+        let run = RunDir::create(1 << 16, 3).unwrap();
+        let path = run.path().to_owned();
+        let windows: Vec<_> = run.windows().iter().map(|window| window.path().to_owned()).collect();
         assert!(alive().contains(&path));
-        assert_eq!(fs::read(path.join("window")).unwrap().len(), 1 << 16);
+        for name in ["window", "window1", "window2"] {
+            assert_eq!(fs::read(path.join(name)).unwrap().len(), 1 << 16);
+        }
         drop(run);
-        assert!(!path.exists() && !window.exists());
+        assert!(!path.exists() && !windows.iter().any(|window| window.exists()));
         assert!(!alive().contains(&path));
     }
 }

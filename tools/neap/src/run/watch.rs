@@ -190,15 +190,18 @@ impl Watched<'_> {
 
     /// How a run ended whose worker host has reported in full.
     fn end(&mut self) -> End {
-        let Some(why) = self.last.as_ref().and_then(|last| last.agent_ended.clone()) else {
+        if self.last.as_ref().is_none_or(|last| last.agent_ended.is_none()) {
             return End::Complete;
-        };
-        // The worker host sees its agent leave before we see the process end.
-        let words = match self.parts.agent.wait(Duration::from_millis(500)) {
-            Some(status) => format!("{} {} {}", self.parts.agent_name, in_words(status), self.when()),
-            None => format!("{why} {}", self.when()),
-        };
-        End::Broken(self.with_unfinished(words))
+        }
+        // The worker host sees its agent leave before we see the process end. Without that it is an agent that ended and
+        // whose place others have taken: the report says so.
+        match self.parts.agent.wait(Duration::from_millis(500)) {
+            Some(status) => {
+                let words = format!("{} {} {}", self.parts.agent_name, in_words(status), self.when());
+                End::Broken(self.with_unfinished(words))
+            }
+            None => End::Complete,
+        }
     }
 
     /// Waits for the worker host's last report, if its load has begun; a second signal ends that too.

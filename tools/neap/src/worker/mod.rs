@@ -4,22 +4,24 @@
 
 mod arrivals;
 mod gets;
+mod managed;
+mod merged;
 mod mix;
 mod store;
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use neap_abi::VERSION;
-use neap_host::link::Attachment;
+use anyhow::{Context, Result, anyhow};
+use neap_abi::layout::TASKS_USUAL;
 use neap_host::onhost;
-use neap_host::report::{EpitaphReport, Latency, Report, Snapshot};
-use neap_host::worker::{Config, Work, WorkerHost, host};
+use neap_host::report::Snapshot;
+use neap_host::worker::{Enclave, EnclaveConfig, Host, HostConfig, with_host};
 use serde::{Deserialize, Serialize};
 
 use crate::measured::{Distribution, Measured};
@@ -30,31 +32,39 @@ use mix::mix;
 use store::Store;
 
 /// How long tasks that wait when the load is over may take. A queue that overload has filled is long, and only a task
-/// that a living agent forgets is lost.
+/// that is forgotten is lost.
 pub const DRAIN: Duration = Duration::from_secs(30);
 /// How long the firmware may take to boot and answer.
 const ATTACH: Duration = Duration::from_secs(60);
+/// How long the trial of an agent may last that is there from the beginning.
+const TRIAL: Duration = Duration::from_secs(5);
 /// How often figures are told.
 const TELL: Duration = Duration::from_millis(100);
 /// The longest sleep of the load: a word is heard that soon.
 const NAP: Duration = Duration::from_millis(20);
+/// A request's number holds its enclave's above this bit: what it does is its own.
+const ENCLAVE_SHIFT: u32 = 48;
 
 /// What a worker host is to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Order {
-    /// The enclave's socket.
-    pub socket: PathBuf,
+    /// The enclaves' sockets.
+    pub sockets: Vec<PathBuf>,
     /// Vectors of each peer.
     pub vectors: u16,
     /// The run's parameters.
     pub parameters: Parameters,
+    /// The image of each enclave's agent, where it is not to be the bundle's.
+    pub agents: Vec<Option<PathBuf>>,
+    /// Where to listen for `neap agent`.
+    pub manage: PathBuf,
 }
 
-/// What an on-host agent is to do.
+/// What on-host agents are to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AgentOrder {
-    /// The enclave's socket.
-    pub socket: PathBuf,
+    /// The enclaves' sockets.
+    pub sockets: Vec<PathBuf>,
     /// Vectors of each peer.
     pub vectors: u16,
 }
@@ -110,9 +120,20 @@ pub fn run(order: &Order) -> Result<()> {
     done.map(|_| ())
 }
 
-/// Is the on-host agent of a run, until it is ended.
+/// Is the on-host agents of a run, one for each enclave, until it is ended.
 pub fn agent(order: &AgentOrder) -> Result<()> {
-    Ok(onhost::run(&order.socket, onhost::Settings::usual(order.vectors), || false)?)
+    let settings = onhost::Settings::usual(order.vectors);
+    let (sender, ended) = mpsc::channel();
+    for socket in order.sockets.clone() {
+        let sender = sender.clone();
+        thread::spawn(move || {
+            // Nobody waits for a second: the first that ends is the end of all.
+            let _ = sender.send(onhost::run(&socket, settings, || false));
+        });
+    }
+    drop(sender);
+    ended.recv().map_err(|_| anyhow!("the on-host agents panicked"))??;
+    Ok(())
 }
 
 fn work(order: &Order) -> Result<Measured> {
@@ -122,70 +143,116 @@ fn work(order: &Order) -> Result<Measured> {
     listen(stop);
     let store = Store::load(asked.keys, asked.seed, |keys| tell(&Line::Loading { keys, of: asked.keys }))?;
     let gets = Gets::new(store, asked);
-    let config = Config {
-        attachment: Attachment {
-            cpus: asked.cpus,
-            session: rand::random_range(1..u32::MAX),
-            policy: asked.policy.clone(),
-            version: VERSION,
-            timeout: ATTACH,
-        },
-        vectors: order.vectors,
-        drain: DRAIN,
-    };
     tell(&Line::Attaching);
-    let arrivals = Arrivals::new(asked.rate, asked.seed)?;
-    let load = Duration::from_secs_f64(asked.seconds);
-    let mut offered = 0;
-    let report = host(&order.socket, &config, &gets, |host| {
-        let over = AtomicBool::new(false);
-        thread::scope(|scope| {
-            scope.spawn(|| tell_figures(host, stop, &over));
-            offered = drive(host, arrivals, load, stop);
-            over.store(true, Ordering::Relaxed);
-        });
-        tell(&Line::Draining);
-    })
-    .context("hosting")?;
-    let mut measured = measured(report, offered);
+    let config = HostConfig { cpus: asked.host_cpus(), tasks: TASKS_USUAL };
+    let (driven, reports) = with_host(&config, &gets, |host| host_a_run(host, order, stop));
+    let (offered, failed) = driven?;
+    let mut measured = merged::measured(&reports, &asked.enclaves, &offered);
     measured.values_wrong = gets.wrong();
+    measured.remarks.extend(failed);
     measured.remarks.extend(gets.first_wrong());
     Ok(measured)
 }
 
-/// Creates a task at each arrival, until the load's time is over or the run is; returns how many arrivals there were.
-fn drive<W: Work>(host: &WorkerHost<'_, W>, arrivals: Arrivals, load: Duration, stop: &AtomicBool) -> u64 {
+/// Makes the enclaves, drives them until the load is over and waits for what is left. Returns how many arrivals each had,
+/// and what failed without ending the run.
+fn host_a_run(host: &Host<'_, Gets>, order: &Order, stop: &AtomicBool) -> Result<(Vec<u64>, Vec<String>)> {
+    let asked = &order.parameters;
+    let session = rand::random_range(1..u32::MAX / 2);
+    let mut enclaves = Vec::new();
+    for (share, socket) in asked.enclaves.iter().zip(&order.sockets) {
+        let config = EnclaveConfig {
+            policy: share.policy.clone(),
+            timeout: ATTACH,
+            watchdog: Duration::from_millis(asked.watchdog_ms),
+            // None can take what the others need.
+            tasks_max: TASKS_USUAL / asked.enclaves.len() as u32,
+            ..EnclaveConfig::usual(socket, order.vectors, session, share.cpus())
+        };
+        let made = host.create_enclave(config);
+        enclaves.push(made.with_context(|| format!("hosting enclave {}", enclaves.len()))?);
+    }
+    let mut failed = Vec::new();
+    for (enclave, image) in enclaves.iter().zip(&order.agents) {
+        let Some(image) = image else { continue };
+        // One that fails its trial is what some runs are about.
+        if let Err(error) = managed::replace(enclave, Some(image), TRIAL) {
+            failed.push(format!("enclave {}: {error:#}", enclave.id()));
+        }
+    }
+    let load = Duration::from_secs_f64(asked.seconds);
+    let over = AtomicBool::new(false);
+    let offered: Vec<AtomicU64> = enclaves.iter().map(|_| AtomicU64::new(0)).collect();
+    let arrivals = enclaves.iter().zip(&asked.enclaves).map(|(enclave, share)| {
+        let rate = asked.rate * f64::from(share.count()) / f64::from(asked.cpus);
+        // The first has the run's own seed, so that an enclave that is alone has the load that it always had.
+        let seed = if enclave.id() == 0 { asked.seed } else { mix(asked.seed, u64::from(enclave.id()), 0) };
+        Arrivals::new(rate, seed)
+    });
+    let arrivals = arrivals.collect::<Result<Vec<_>>>()?;
+    thread::scope(|scope| {
+        let _over = SetOnDrop(&over);
+        scope.spawn(|| tell_figures(&enclaves, &over));
+        let listening =
+            scope.spawn(|| managed::listen(host, &order.manage, &|| over.load(Ordering::Relaxed)));
+        let loads: Vec<_> = enclaves
+            .iter()
+            .zip(arrivals)
+            .zip(&offered)
+            .map(|((enclave, arrivals), offered)| {
+                scope.spawn(|| drive(enclave, arrivals, load, stop, offered))
+            })
+            .collect();
+        for load in loads {
+            load.join().map_err(|_| anyhow!("the load panicked"))?;
+        }
+        over.store(true, Ordering::Relaxed);
+        let heard = listening.join().map_err(|_| anyhow!("the ear for managers panicked"))?;
+        failed.extend(heard.err().map(|error| format!("{error:#}")));
+        anyhow::Ok(())
+    })?;
+    tell(&Line::Draining);
+    host.drain(DRAIN);
+    Ok((offered.into_iter().map(AtomicU64::into_inner).collect(), failed))
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Creates a task at each arrival, until the load's time is over or the run is; counts the arrivals.
+fn drive(enclave: &Enclave, arrivals: Arrivals, load: Duration, stop: &AtomicBool, offered: &AtomicU64) {
     let start = Instant::now();
-    let mut offered = 0;
-    for at in arrivals.take_while(|at| *at < load) {
+    let first = u64::from(enclave.id()) << ENCLAVE_SHIFT;
+    for (number, at) in (first..).zip(arrivals.take_while(|at| *at < load)) {
         while let left = at.saturating_sub(start.elapsed())
             && !left.is_zero()
         {
             if stop.load(Ordering::Relaxed) {
-                return offered;
+                return;
             }
             thread::sleep(left.min(NAP));
         }
         if stop.load(Ordering::Relaxed) {
-            return offered;
+            return;
         }
         // A full table is counted by the host; an open load goes on.
-        let _ = host.submit(offered);
-        offered += 1;
+        let _ = enclave.submit(number);
+        offered.fetch_add(1, Ordering::Relaxed);
     }
     while !stop.load(Ordering::Relaxed) && start.elapsed() < load {
         thread::sleep((load - start.elapsed().min(load)).min(NAP));
     }
-    offered
 }
 
-/// Tells the figures until the load is `over`; ends the load when the agent has ended.
-fn tell_figures<W: Work>(host: &WorkerHost<'_, W>, stop: &AtomicBool, over: &AtomicBool) {
+/// Tells the figures until the load is `over`.
+fn tell_figures(enclaves: &[Arc<Enclave>], over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
-        let now = host.snapshot();
-        if !now.agent_alive {
-            stop.store(true, Ordering::Relaxed);
-        }
+        let now: Vec<Snapshot> = enclaves.iter().map(|enclave| enclave.snapshot()).collect();
         tell(&Line::Running(Box::new(so_far(&now))));
         let told = Instant::now();
         while told.elapsed() < TELL && !over.load(Ordering::Relaxed) {
@@ -215,68 +282,24 @@ fn tell(line: &Line) {
     }
 }
 
-fn so_far(now: &Snapshot) -> Measured {
+/// The figures so far: sums, and of latencies the worst enclave's.
+fn so_far(now: &[Snapshot]) -> Measured {
+    let sum = |of: fn(&Snapshot) -> u64| now.iter().map(of).sum::<u64>();
+    let worst = |of: fn(&Snapshot) -> f64| now.iter().map(of).fold(0.0, f64::max);
+    let elapsed_ms = now.iter().map(|now| now.elapsed_ms).max().unwrap_or(0);
     Measured {
-        elapsed_s: now.elapsed_ms as f64 / 1e3,
-        requests_offered: now.tasks_created,
-        decisions: now.decisions,
-        tasks_created: now.tasks_created,
-        tasks_finished: now.tasks_finished,
-        queue_depth: vec![(now.elapsed_ms, now.queue_depth)],
+        elapsed_s: elapsed_ms as f64 / 1e3,
+        requests_offered: sum(|now| now.tasks_created),
+        decisions: sum(|now| now.decisions),
+        tasks_created: sum(|now| now.tasks_created),
+        tasks_finished: sum(|now| now.tasks_finished),
+        queue_depth: vec![(elapsed_ms, sum(|now| now.queue_depth))],
         request: Distribution {
-            count: now.tasks_finished,
-            p50: now.request_p50_us,
-            p99: now.request_p99_us,
+            count: sum(|now| now.tasks_finished),
+            p50: worst(|now| now.request_p50_us),
+            p99: worst(|now| now.request_p99_us),
             ..Distribution::default()
         },
         ..Measured::default()
     }
-}
-
-fn measured(report: Report, requests_offered: u64) -> Measured {
-    Measured {
-        elapsed_s: report.seconds,
-        requests_offered,
-        requests_refused: report.tasks_rejected,
-        values_wrong: 0,
-        decisions: report.decisions,
-        outcomes: report.outcomes,
-        prestage_hits: report.prestage_hits,
-        prestage_misses: report.prestage_misses,
-        round_trip: distribution(report.round_trip),
-        request: distribution(report.request),
-        tasks_created: report.tasks_created,
-        tasks_finished: report.tasks_finished,
-        tasks_lost: report.tasks_lost,
-        tasks_doubled: report.tasks_doubled,
-        fifo_violations: report.fifo_violations,
-        resyncs: report.resyncs,
-        messages: report.messages,
-        messages_dropped: report.messages_dropped,
-        messages_unknown: report.messages_unknown,
-        doorbells: report.doorbells,
-        agent_wakeups: report.agent_wakeups,
-        queue_depth: report.queue_depth,
-        agent_ended: report.agent_ended,
-        epitaphs: report.epitaphs.iter().map(epitaph).collect(),
-        remarks: Vec::new(),
-    }
-}
-
-fn distribution(latency: Latency) -> Distribution {
-    Distribution {
-        count: latency.count,
-        mean: latency.mean_us,
-        p50: latency.p50_us,
-        p90: latency.p90_us,
-        p99: latency.p99_us,
-        p999: latency.p99_9_us,
-        max: latency.max_us,
-        curve: latency.cdf,
-    }
-}
-
-fn epitaph(epitaph: &EpitaphReport) -> String {
-    let EpitaphReport { core, cause, text, place, messages } = epitaph;
-    format!("core {core} ended by {cause} at {place} after {messages} messages: {text}")
 }

@@ -97,12 +97,13 @@ pub enum Record {
     Switch(Switch),
 }
 
-/// From one agent's last decision to the next one's first, in instructions of their core. A core that sleeps executes
-/// none.
+/// From one agent's end to the next one's first decision, in instructions of their core. A core that sleeps executes none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Switch {
-    /// Since the last store to a decision slot by the agent before.
+    /// Since the agent before last looked for a message: until then it could have decided.
     pub blackout: u64,
+    /// Since its last store to a decision slot. It may have had nothing to decide for long.
+    pub silence: u64,
     /// Since the core was lent to the new agent.
     pub start: u64,
 }
@@ -143,6 +144,7 @@ impl Record {
             }
             Self::Switch(switch) => {
                 varint(switch.blackout, payload);
+                varint(switch.silence, payload);
                 varint(switch.start, payload);
                 SWITCH
             }
@@ -160,9 +162,11 @@ impl Record {
             FIRST_DECISION => Self::FirstDecision(decode_totals(&mut bytes)?),
             END => Self::End(decode_totals(&mut bytes)?),
             LEFT_OUT => Self::LeftOut(take_varint(&mut bytes)?),
-            SWITCH => {
-                Self::Switch(Switch { blackout: take_varint(&mut bytes)?, start: take_varint(&mut bytes)? })
-            }
+            SWITCH => Self::Switch(Switch {
+                blackout: take_varint(&mut bytes)?,
+                silence: take_varint(&mut bytes)?,
+                start: take_varint(&mut bytes)?,
+            }),
             _ => return None,
         };
         bytes.is_empty().then_some(record)
@@ -314,7 +318,7 @@ mod tests {
             1 => Record::FirstDecision(totals(random)),
             2 => Record::End(totals(random)),
             3 => Record::LeftOut(any(random)),
-            4 => Record::Switch(Switch { blackout: any(random), start: any(random) }),
+            4 => Record::Switch(Switch { blackout: any(random), silence: any(random), start: any(random) }),
             _ => Record::Path(Path {
                 line: any(random),
                 words: random.random(),

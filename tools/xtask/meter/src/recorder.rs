@@ -22,9 +22,11 @@ pub struct Recorder<W> {
     enter: u64,
     /// Instructions of the agent's core.
     executed: u64,
-    /// What they came to at the last decision, and when the core was last lent to an agent that has made none yet.
+    /// What they came to at the last decision, and at the last look for a message.
     last_decision: Option<u64>,
-    entered: Option<u64>,
+    last_look: u64,
+    /// The last look before the core was lent to an agent that has made no decision yet, and when it was.
+    entered: Option<(u64, u64)>,
     written: u64,
     left_out: u64,
     failure: Option<io::Error>,
@@ -47,6 +49,7 @@ impl<W: Write> Recorder<W> {
             enter: args.enter,
             executed: 0,
             last_decision: None,
+            last_look: 0,
             entered: None,
             written: 0,
             left_out: 0,
@@ -58,7 +61,7 @@ impl<W: Write> Recorder<W> {
     pub fn execute(&mut self, pc: u64) {
         self.executed += 1;
         if pc == self.enter {
-            self.entered = Some(self.executed);
+            self.entered = Some((self.last_look, self.executed));
         }
         self.segmenter.execute(pc);
     }
@@ -66,7 +69,9 @@ impl<W: Write> Recorder<W> {
     /// The agent's core accessed memory; `totals` counts what all vCPUs have executed by now.
     pub fn access(&mut self, access: Access, totals: impl FnOnce() -> Totals) {
         match self.segmenter.access(access) {
+            Meaning::RingLoad => self.last_look = self.executed,
             Meaning::Started(finished) => {
+                self.last_look = self.executed;
                 if !self.polled {
                     self.polled = true;
                     self.write(&Record::FirstPoll(totals()));
@@ -81,9 +86,11 @@ impl<W: Write> Recorder<W> {
                     self.decided = true;
                     self.write(&Record::FirstDecision(totals()));
                 }
-                if let (Some(last), Some(entered)) = (self.last_decision, self.entered.take()) {
-                    let blackout = self.executed - last;
-                    self.write(&Record::Switch(Switch { blackout, start: self.executed - entered }));
+                if let (Some(decision), Some((look, entered))) = (self.last_decision, self.entered.take()) {
+                    let now = self.executed;
+                    let switch =
+                        Switch { blackout: now - look, silence: now - decision, start: now - entered };
+                    self.write(&Record::Switch(switch));
                 }
                 self.last_decision = Some(self.executed);
             }
@@ -162,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn from_one_agent_s_last_decision_to_the_next_one_s_first() {
+    fn from_one_agent_s_end_to_the_next_one_s_first_decision() {
         let args =
             MeterArgs::parse(["out=x", "ring=0x1000-0x2000", "slots=0x4000-0x4400", "enter=0x500"]).unwrap();
         let mut file = Vec::new();
@@ -187,7 +194,7 @@ mod tests {
             .into_iter()
             .filter_map(|record| if let Record::Switch(switch) = record { Some(switch) } else { None })
             .collect();
-        assert_eq!(switches, [Switch { blackout: 6, start: 2 }]);
+        assert_eq!(switches, [Switch { blackout: 9, silence: 6, start: 2 }]);
     }
 
     #[test]

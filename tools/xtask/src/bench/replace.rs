@@ -63,8 +63,10 @@ struct Report {
     bench: &'static str,
     policy: &'static str,
     replacements: u32,
-    /// From the last decision of the agent before to the first of the newcomer, on their core.
+    /// From the last time that the agent before looked for a message to the newcomer's first decision, on their core.
     blackout_instructions: Spread,
+    /// From its last decision: it may have had nothing to decide for a while before it was asked.
+    silence_instructions: Spread,
     /// Of these, from the newcomer's first instruction on: the resync and its first decision.
     start_instructions: Spread,
     blackout_instructions_max: u64,
@@ -218,6 +220,7 @@ impl Report {
             modelled_us_max: blackout.max as f64 / CLOCK_GHZ / 1e3,
             label: format!("modelled: one instruction a cycle at {CLOCK_GHZ} GHz"),
             blackout_instructions: blackout,
+            silence_instructions: Spread::of(switches.iter().map(|switch| switch.silence).collect()),
             start_instructions: Spread::of(switches.iter().map(|switch| switch.start).collect()),
             rolled_back: rollbacks == 1,
             rollbacks,

@@ -90,7 +90,7 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 13] = [
+const STAGES: [Stage; 14] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
@@ -110,6 +110,11 @@ const STAGES: [Stage; 13] = [
     },
     Stage { name: "attacks", about: "hostile agents beside good ones, each refused", run: attacks::run },
     Stage { name: "path", about: "the decision path's instructions against their budget", run: stages::path },
+    Stage {
+        name: "lives",
+        about: "agents that are killed and agents that are replaced, under load",
+        run: stages::lives,
+    },
     Stage { name: "run", about: "neap run, on the virtual IPU and on the host", run: stages::run },
     Stage { name: "docs", about: "commands and links of the documents", run: docs::run },
 ];

@@ -6,14 +6,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use neap_abi::{AgentControl, AgentState, Message, MessageKind, RegionKind, Tag, VERSION};
+use neap_abi::{AgentControl, AgentState, Message, MessageKind, RegionKind, Tag, VERSION, Version};
 use neap_host::link::{AttachError, Attachment, Link};
+use neap_host::report::Report;
 use neap_host::window::HostWindow;
 use neap_host::worker::{self, Config, Step as WorkStep, Work, WorkerError};
 use neap_queue::Producer;
 use neap_vipu::Peer;
 
 use super::Verdict;
+use crate::agent_image;
 use crate::firmware::{self, Kind};
 use crate::ipu::{self, VECTORS};
 use crate::progress::Step;
@@ -26,13 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 type Trial = fn(&mut Ipu) -> Result<()>;
 
 /// What is tried, in this order.
-const TRIALS: [(&str, Trial); 6] = [
+const TRIALS: [(&str, Trial); 7] = [
     ("a host's tasks each run once, in order", works),
     ("a host that died comes back", comes_back),
     ("a policy that is not there is refused by name", asks_for_another_policy),
     ("a message of unknown kind is counted and answered with a call for resync", says_the_unknown),
     ("a flood of messages is taken to the last", floods),
     ("a ring of random bytes ends in the next session's good work", scribbles),
+    ("an agent built for the ABI before takes over and works", takes_over_from_before),
 ];
 
 pub(super) fn run() -> Result<Verdict> {
@@ -98,11 +101,15 @@ impl Ipu {
     }
 }
 
-/// Some tasks yield, some block.
+/// Some tasks yield, some block. Each takes a while, so that others come to wait and are decided ahead of time.
 struct Tasks;
 
 impl Work for Tasks {
     fn step(&self, request: u64, step: u32) -> WorkStep {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_micros(20) {
+            std::hint::spin_loop();
+        }
         match (request % 10, step) {
             (3, 0) => WorkStep::Yield,
             (7, 0) => WorkStep::Block { for_us: 300 },
@@ -111,8 +118,10 @@ impl Work for Tasks {
     }
 }
 
+/// Tasks of one host's work.
+const REQUESTS: u64 = 1000;
+
 fn works(ipu: &mut Ipu) -> Result<()> {
-    const REQUESTS: u64 = 1000;
     let config = Config { attachment: ipu.attachment(), vectors: VECTORS, drain: PATIENCE };
     let report = worker::host(&ipu.socket(), &config, &Tasks, |host| {
         for request in 0..REQUESTS {
@@ -121,11 +130,16 @@ fn works(ipu: &mut Ipu) -> Result<()> {
             }
         }
     })?;
+    sound(&report)
+}
+
+/// Whether a host's work went as it must.
+fn sound(report: &Report) -> Result<()> {
     let sound = report.tasks_finished == REQUESTS
         && report.tasks_lost + report.tasks_doubled + report.fifo_violations == 0
         && report.prestage_hits > 0
         && report.agent_ended.is_none();
-    ensure!(sound, "{} tasks, but {report:?}", REQUESTS);
+    ensure!(sound, "{REQUESTS} tasks, but {report:?}");
     Ok(())
 }
 
@@ -221,5 +235,31 @@ fn scribbles(ipu: &mut Ipu) -> Result<()> {
         agent(link, |agent| agent.unknown > 0)
     })
     .with_context(|| format!("seed {SEED:#x}"))?;
+    works(ipu)
+}
+
+/// The agent of today's sources, alleged to be built for the minor version before: it is spoken to as such.
+fn takes_over_from_before(ipu: &mut Ipu) -> Result<()> {
+    let before = Version { minor: VERSION.minor - 1, ..VERSION };
+    let elf = std::fs::read(firmware::agent("fifo")?.elf)?;
+    let image = agent_image::pack_as(&elf, "fifo", before)?;
+    let config = Config { attachment: ipu.attachment(), vectors: VECTORS, drain: PATIENCE };
+    let mut spoken = Ok(None);
+    let report = worker::host(&ipu.socket(), &config, &Tasks, |enclave| {
+        spoken = (|| {
+            let link = enclave.link();
+            let manager = link.manager().context("this IPU's agents can't be managed")?;
+            manager.load(Some(&image), "", PATIENCE)?;
+            manager.replace("", PATIENCE, PATIENCE)?;
+            anyhow::Ok(link.link().agent().map(|agent| agent.version))
+        })();
+        for request in 0..REQUESTS {
+            while enclave.submit(request).is_err() {
+                thread::yield_now();
+            }
+        }
+    })?;
+    ensure!(spoken? == Some(before), "the newcomer speaks another version");
+    sound(&report)?;
     works(ipu)
 }

@@ -201,18 +201,40 @@ pub(super) fn image() -> Result<Verdict> {
 pub(super) fn path() -> Result<Verdict> {
     setup::llvm()?;
     let mut verdict = Verdict::default();
-    let program = std::env::current_exe().context("this program's own path")?;
-    let mut bench = Command::new(program);
-    bench.current_dir(paths::root()).args(["bench", "path", "--json"]);
-    let (finished, _) = step("measuring the decision path (bench path)", &mut bench, CARGO)?;
-    if !finished.ok() {
-        verdict.fail(format!("bench path: {}\n{}", finished.verdict(), finished.tail(TAIL)));
-        return Ok(verdict);
+    bench(&mut verdict, "measuring the decision path", &["path"])?;
+    Ok(verdict)
+}
+
+/// Agents killed in the test, and agents replaced.
+const KILLS: &str = "100";
+const REPLACEMENTS: &str = "20";
+
+pub(super) fn lives() -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    bench(&mut verdict, "killing agents under load", &["kill", "--kills", KILLS])?;
+    if !verdict.failing() {
+        let replace = ["replace", "--replacements", REPLACEMENTS];
+        bench(&mut verdict, "replacing agents under load", &replace)?;
     }
-    let figures: Value = serde_json::from_str(&finished.out).context("bench path --json prints no JSON")?;
+    Ok(verdict)
+}
+
+/// One measurement, which fails where its budget or its promise does.
+fn bench(verdict: &mut Verdict, what: &str, words: &[&str]) -> Result<()> {
+    let program = std::env::current_exe().context("this program's own path")?;
+    let name = words.first().copied().unwrap_or_default();
+    let mut bench = Command::new(program);
+    bench.current_dir(paths::root()).arg("bench").args(words).arg("--json");
+    let (finished, _) = step(&format!("{what} (bench {name})"), &mut bench, CARGO)?;
+    if !finished.ok() {
+        verdict.fail(format!("bench {name}: {}\n{}", finished.verdict(), finished.tail(TAIL)));
+        return Ok(());
+    }
+    let figures: Value =
+        serde_json::from_str(&finished.out).with_context(|| format!("bench {name} --json prints no JSON"))?;
     verdict.remarks.push(figures.to_string());
     verdict.pass();
-    Ok(verdict)
+    Ok(())
 }
 
 /// Seconds that `neap run` is driven for.

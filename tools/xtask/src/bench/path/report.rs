@@ -223,6 +223,7 @@ mod tests {
             path_instructions_max: 100,
             path_refusal_instructions_max: 200,
             path_modelled_ns_max: 110.0,
+            blackout_instructions_max: 300_000,
             image_loaded_bytes_max: 0,
             boot_instructions_max: 0,
             queue_ratio_min: 0.0,

@@ -10,7 +10,7 @@ use neap_abi::image::{HEADER_BYTES, IMAGE_BYTES_MAX, ImageHeader, NAME_BYTES, PA
 use neap_abi::{ImageError, RegionKind, Reply, VERSION, Version};
 use neap_host::manager::ManageError;
 
-use super::ground::{Ground, PATIENCE, Session};
+use super::ground::{Ground, PATIENCE, Session, wait_for};
 use super::{PATIENT, tried};
 use crate::test::Verdict;
 
@@ -24,6 +24,7 @@ mod at {
     pub const ENTRY: usize = 24;
     pub const STACK_BYTES: usize = 28;
     pub const NAME: usize = 32;
+    pub const CORES: usize = 68;
     /// Of the first segment; each next one's follow.
     pub const ADDRESS: usize = 72;
     pub const MEMORY_BYTES: usize = 76;
@@ -36,7 +37,7 @@ mod at {
 type Spoil = fn(&mut Vec<u8>);
 
 /// Each with what is wrong then, as the supervisor numbers it.
-const SPOILT: [(&str, Spoil, u8); 18] = [
+const SPOILT: [(&str, Spoil, u8); 19] = [
     ("one that is cut off", |image| image.truncate(image.len() - 1), 1),
     ("one shorter than a header", |image| image.truncate(HEADER_BYTES - 1), 1),
     ("none at all", |image| image.iter_mut().for_each(|byte| *byte = 0), 2),
@@ -44,23 +45,17 @@ const SPOILT: [(&str, Spoil, u8); 18] = [
     ("one of a later format", |image| put(image, at::FORMAT, 2, 2), 4),
     (
         "one that says that it is larger than may be",
-        |image| {
-            put(image, at::IMAGE_BYTES, IMAGE_BYTES_MAX as u64 + 1, 4);
-        },
+        |image| put(image, at::IMAGE_BYTES, IMAGE_BYTES_MAX as u64 + 1, 4),
         5,
     ),
     (
         "one of another ABI",
-        |image| {
-            put(image, at::VERSION, Version { major: VERSION.major + 1, ..VERSION }.to_bits().into(), 4);
-        },
+        |image| put(image, at::VERSION, Version { major: VERSION.major + 1, ..VERSION }.to_bits().into(), 4),
         6,
     ),
     (
         "one of a minor version two ahead",
-        |image| {
-            put(image, at::VERSION, Version { minor: VERSION.minor + 2, ..VERSION }.to_bits().into(), 4);
-        },
+        |image| put(image, at::VERSION, Version { minor: VERSION.minor + 2, ..VERSION }.to_bits().into(), 4),
         6,
     ),
     ("one without a segment", |image| put(image, at::SEGMENTS, 0, 2), 7),
@@ -84,28 +79,19 @@ const SPOILT: [(&str, Spoil, u8); 18] = [
     ),
     (
         "one whose segments overlap",
-        |image| {
-            image.copy_within(at::ADDRESS..at::ADDRESS + 4, at::ADDRESS + at::NEXT);
-        },
+        |image| image.copy_within(at::ADDRESS..at::ADDRESS + 4, at::ADDRESS + at::NEXT),
         9,
     ),
     (
         "one with a segment to write and execute",
-        |image| {
-            put(image, at::RIGHTS, (rights::READ | rights::WRITE | rights::EXECUTE).into(), 4);
-        },
+        |image| put(image, at::RIGHTS, (rights::READ | rights::WRITE | rights::EXECUTE).into(), 4),
         10,
     ),
-    (
-        "one that takes too much memory",
-        |image| {
-            put(image, at::MEMORY_BYTES + 2 * at::NEXT, 5 << 20, 4);
-        },
-        11,
-    ),
+    ("one that takes too much memory", |image| put(image, at::MEMORY_BYTES + 2 * at::NEXT, 5 << 20, 4), 11),
     ("one that starts outside its text", |image| put(image, at::ENTRY, 8 << 20, 4), 12),
     ("one without a stack", |image| put(image, at::STACK_BYTES, 0, 4), 13),
     ("one without a name", |image| image[at::NAME..at::NAME + NAME_BYTES].fill(0), 14),
+    ("one for too many cores", |image| put(image, at::CORES, 9, 2), 15),
 ];
 
 /// Loads of an image that is being changed.
@@ -132,7 +118,11 @@ pub(super) fn run(ground: &Ground<'_>, good: &[u8], verdict: &mut Verdict) -> Re
             for (what, spoil, code) in SPOILT {
                 refuse(session, good, what, spoil, code)?;
             }
-            Ok(session.books()?.images_refused - before)
+            // The answer comes before the books.
+            wait_for("the books", || {
+                let refused = session.books()?.images_refused - before;
+                Ok((refused as usize >= SPOILT.len()).then_some(refused))
+            })
         })?;
         ground.watch_neighbours(&since)?;
         ensure!(refused as usize == SPOILT.len(), "{refused} refusals in the books, not {}", SPOILT.len());

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use neap_abi::supervisor::{BindingKind, Books};
 use neap_abi::{Cause, EpitaphRecord, Manage, ManagerLine, Reply, ReplyLine};
 use neap_attacks::Told;
+use neap_hal::cpu::mmu::TABLES_PER_SPACE;
 use neap_host::event::Fault;
 use neap_host::manager::ManageError;
 use neap_host::report::Report;
@@ -41,7 +42,7 @@ const SHORT_TRIAL: Duration = Duration::from_millis(300);
 /// How long an agent may take to give its core back that will not do so.
 const GRACE: Duration = Duration::from_millis(20);
 /// Tables lie before an agent's grant page, the root first.
-const TABLES_BYTES: u64 = 12 * neap_abi::image::PAGE_BYTES;
+const TABLES_BYTES: u64 = TABLES_PER_SPACE as u64 * neap_abi::image::PAGE_BYTES;
 
 pub(super) fn run() -> Result<Verdict> {
     let qemu = setup::qemu()?;

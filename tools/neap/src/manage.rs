@@ -1,0 +1,180 @@
+//! `neap agent`: what is asked of the running instance's worker host, which alone writes to its managers' lines.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use comfy_table::Table;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use neap_abi::{ImageHeader, VERSION};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use xtask::firmware;
+
+use crate::args::{AgentCommand, AgentOptions};
+use crate::inspect::snapshot::Snapshot;
+use crate::print;
+
+/// The socket in a run's directory on which its worker host listens.
+pub const MANAGE: &str = "manage.sock";
+/// How long the worker host may take to answer.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+/// What is asked: one JSON line each, with one [`Answer`] each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Asked {
+    /// Which agents there are; of all enclaves, or of one.
+    List(Option<u16>),
+    /// Lay an agent out.
+    Load {
+        /// In which enclave.
+        enclave: u16,
+        /// Its image.
+        image: PathBuf,
+    },
+    /// Have an agent take over.
+    Replace {
+        /// In which enclave.
+        enclave: u16,
+        /// Its image; without, what is laid out, else the bundle's.
+        image: Option<PathBuf>,
+        /// How long its trial may last.
+        trial_ms: u64,
+    },
+    /// End the agent.
+    Kill {
+        /// In which enclave.
+        enclave: u16,
+        /// How long it may take to give its core back.
+        grace_us: u64,
+    },
+}
+
+/// What became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It was done; what it came to.
+    Done(Value),
+    /// It was not, and why.
+    Failed(String),
+}
+
+/// Does what `neap agent` is asked.
+pub fn agent(command: &AgentCommand) -> Result<()> {
+    let (asked, as_json, done) = match command {
+        AgentCommand::List { enclave, json } => (Asked::List(*enclave), *json, None),
+        AgentCommand::Load { agent, to: AgentOptions { enclave, json } } => {
+            running()?;
+            let asked = Asked::Load { enclave: *enclave, image: image(agent)? };
+            (asked, *json, Some(format!("{agent} is laid out in enclave {enclave}")))
+        }
+        AgentCommand::Replace { agent, trial_ms, to: AgentOptions { enclave, json } } => {
+            running()?;
+            let image = agent.as_deref().map(image).transpose()?;
+            let asked = Asked::Replace { enclave: *enclave, image, trial_ms: *trial_ms };
+            (asked, *json, Some(format!("enclave {enclave} has another agent")))
+        }
+        AgentCommand::Kill { grace_us, to: AgentOptions { enclave, json } } => {
+            let asked = Asked::Kill { enclave: *enclave, grace_us: *grace_us };
+            (asked, *json, Some(format!("the agent of enclave {enclave} was ended")))
+        }
+    };
+    let value = match ask(&running()?.dir, &asked)? {
+        Answer::Done(value) => value,
+        Answer::Failed(words) => bail!("{words}"),
+    };
+    match done {
+        _ if as_json => print(&format!("{value:#}")),
+        Some(words) => print(&format!("{words}: incarnation {}", value["incarnation"])),
+        None => print(&table(&value)),
+    }
+}
+
+fn running() -> Result<Snapshot> {
+    Snapshot::running().context("nothing runs whose agents could be managed; start it with `cargo neap run`")
+}
+
+/// Asks the worker host of the run in `dir`.
+fn ask(dir: &Path, asked: &Asked) -> Result<Answer> {
+    let socket = dir.join(MANAGE);
+    let mut stream = UnixStream::connect(&socket).with_context(|| {
+        format!("the worker host does not listen on {}; it may be starting or ending", socket.display())
+    })?;
+    stream.set_read_timeout(Some(PATIENCE)).context("setting a bound to the wait")?;
+    writeln!(stream, "{}", serde_json::to_string(asked)?).context("asking the worker host")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).context("waiting for the worker host's answer")?;
+    serde_json::from_str(&line).map_err(|_| anyhow!("the worker host ended before it answered"))
+}
+
+/// The image of the agent that is called `agent`: a file, or one that is built from the checkout.
+pub fn image(agent: &str) -> Result<PathBuf> {
+    let file = Path::new(agent);
+    let path = if file.is_file() {
+        file.canonicalize().with_context(|| format!("the agent image {agent}"))?
+    } else if file.extension().is_some() || agent.contains('/') {
+        bail!("there is no agent image {agent}; name a file, or an agent that is built from the checkout");
+    } else {
+        firmware::agent_image(agent)?
+    };
+    let bytes = fs::read(&path).with_context(|| format!("{} can't be read", path.display()))?;
+    // Here all can be said that is wrong with it; the supervisor looks again.
+    ImageHeader::check(&bytes, VERSION).with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+/// The list as a table.
+fn table(list: &Value) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED.with_rounded_corners());
+    table.set_header(["enclave", "decides", "agent", "incarnation", "image", "version", "state"]);
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    for enclave in list.as_array().into_iter().flatten() {
+        for standing in ["running", "standby"] {
+            let agent = &enclave[standing];
+            if agent.is_null() {
+                continue;
+            }
+            let on_trial = agent["on_trial"] == true;
+            table.add_row([
+                text(&enclave["enclave"]),
+                text(&enclave["level"]),
+                text(&agent["name"]),
+                text(&agent["incarnation"]),
+                text(&agent["image"]),
+                text(&agent["version"]),
+                if on_trial { format!("{standing}, on trial") } else { standing.to_owned() },
+            ]);
+        }
+    }
+    table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_no_agent_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = image("no/such/agent.img").unwrap_err().to_string();
+        assert!(missing.contains("no/such/agent.img") && missing.contains("name a file"), "{missing}");
+        let junk = dir.path().join("junk.img");
+        fs::write(&junk, [7; 300]).unwrap();
+        let error = format!("{:#}", image(junk.to_str().unwrap()).unwrap_err());
+        assert!(error.contains("junk.img: agent image: it is no agent's image"), "{error}");
+    }
+
+    #[test]
+    fn a_list_reads_well() {
+        let fifo = json!({ "name": "fifo", "incarnation": 3, "image": "0x01020304", "version": "1.2", "on_trial": true });
+        let list = json!([{ "enclave": 1, "level": "ipu", "running": fifo, "standby": null }]);
+        let text = table(&list);
+        assert!(text.contains("0x01020304") && text.contains("running, on trial"), "{text}");
+        assert_eq!(text.matches("fifo").count(), 1);
+    }
+}

@@ -1,0 +1,112 @@
+//! The worker host's ear for `neap agent`: one request a line, one answer a line, one client at a time.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use neap_host::worker::{Enclave, Host, Work};
+use serde_json::{Value, json};
+
+use crate::inspect::{of_books, of_identity};
+use crate::manage::{Answer, Asked};
+
+/// How long the IPU's supervisor may take over a request.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a client may take over its line.
+const CLIENT: Duration = Duration::from_secs(5);
+/// How often it is looked whether all is over.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Answers clients on `socket` until `over`.
+pub fn listen<W: Work>(host: &Host<'_, W>, socket: &Path, over: &dyn Fn() -> bool) -> Result<()> {
+    let listener =
+        UnixListener::bind(socket).with_context(|| format!("listening on {}", socket.display()))?;
+    listener.set_nonblocking(true).context("listening for managers")?;
+    while !over() {
+        match listener.accept() {
+            // One who goes away in the middle has its reasons.
+            Ok((stream, _)) => drop(serve(host, stream)),
+            Err(_) => thread::sleep(LOOK),
+        }
+    }
+    Ok(())
+}
+
+fn serve<W: Work>(host: &Host<'_, W>, stream: UnixStream) -> Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(CLIENT))?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line)?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(asked) => {
+            carry_out(host, &asked).map_or_else(|error| Answer::Failed(format!("{error:#}")), Answer::Done)
+        }
+        Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
+    };
+    writeln!(&stream, "{}", serde_json::to_string(&answer)?)?;
+    Ok(())
+}
+
+fn carry_out<W: Work>(host: &Host<'_, W>, asked: &Asked) -> Result<Value> {
+    match asked {
+        Asked::List(None) => Ok(host.enclaves().iter().map(|enclave| list(enclave)).collect()),
+        Asked::List(Some(one)) => Ok(vec![list(&*enclave(host, *one)?)].into()),
+        Asked::Load { enclave: of, image } => load(&*enclave(host, *of)?, image),
+        Asked::Replace { enclave: of, image, trial_ms } => {
+            replace(&*enclave(host, *of)?, image.as_deref(), Duration::from_millis(*trial_ms))
+        }
+        Asked::Kill { enclave: of, grace_us } => {
+            let link = enclave(host, *of)?.link();
+            let manager = link.manager().context(OLD)?;
+            let reply = manager.kill(Duration::from_micros(*grace_us), PATIENCE)?;
+            Ok(json!({ "enclave": of, "incarnation": reply.incarnation }))
+        }
+    }
+}
+
+const OLD: &str = "this IPU's agents can't be managed; use a release of 1.2 or later";
+
+fn enclave<W: Work>(host: &Host<'_, W>, number: u16) -> Result<Arc<Enclave>> {
+    let count = host.enclaves().len();
+    host.enclave(number)
+        .with_context(|| format!("there is no enclave {number}; this run has 0 to {}", count - 1))
+}
+
+/// Lays an image out.
+fn load(enclave: &Enclave, image: &Path) -> Result<Value> {
+    let bytes = fs::read(image).with_context(|| format!("{} can't be read", image.display()))?;
+    let link = enclave.link();
+    let manager = link.manager().context(OLD)?;
+    let reply = manager.load(Some(&bytes), &enclave.config().policy, PATIENCE)?;
+    Ok(json!({ "enclave": enclave.id(), "incarnation": reply.incarnation }))
+}
+
+/// Has an agent take over: the image, or what is laid out, or the bundle's.
+pub fn replace(enclave: &Enclave, image: Option<&Path>, trial: Duration) -> Result<Value> {
+    if let Some(image) = image {
+        load(enclave, image)?;
+    }
+    let link = enclave.link();
+    let manager = link.manager().context(OLD)?;
+    let reply = manager.replace(&enclave.config().policy, trial, PATIENCE)?;
+    Ok(json!({ "enclave": enclave.id(), "incarnation": reply.incarnation }))
+}
+
+fn list(enclave: &Enclave) -> Value {
+    let link = enclave.link();
+    let agents = link.manager().map(|manager| manager.list()).unwrap_or_default();
+    json!({
+        "enclave": enclave.id(),
+        "cpus": enclave.cpus(),
+        "policy": enclave.config().policy,
+        "level": enclave.snapshot().level.name(),
+        "running": agents.running.as_ref().map(of_identity),
+        "standby": agents.standby.as_ref().map(of_identity),
+        "books": agents.books.as_ref().map(of_books),
+    })
+}
