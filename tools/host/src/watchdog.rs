@@ -1,6 +1,6 @@
 //! The watch over one enclave's agent: how long it has owed a decision.
 //!
-//! Time is counted in beats of the host's housekeeping. A beat that comes late counts for little, and so does time in which
+//! Time is counted in beats of the host's housekeeping. A beat that comes late counts for little, and so does one in which
 //! threads of the machine wait for a processor: a host that does not get its own time blames nobody for it.
 
 use std::time::Duration;
@@ -9,9 +9,9 @@ use std::time::Duration;
 const GAP_MAX: Duration = Duration::from_millis(4);
 /// What such a gap counts for.
 const GAP_COUNTED: Duration = Duration::from_millis(2);
-/// Of time in which threads wait for a processor, one part in so many counts: an agent that hangs on a machine that is
-/// always busy is found, if later.
-const STALLED_PARTS: u32 = 8;
+/// A beat in which threads wait for a processor for one part in so many of its time counts for that part: on a machine
+/// that is always busy an agent that hangs is found later, but found.
+const STALLED_PARTS: u32 = 10;
 /// A resync may take so many times the limit, as long as lines are taken.
 const RESYNC_FACTOR: u32 = 10;
 
@@ -79,8 +79,12 @@ impl Watchdog {
     /// Takes note of a beat; whose fault it is when the limit is reached.
     pub fn beat(&mut self, beat: Beat) -> Option<Blame> {
         let late = beat.gap > GAP_MAX;
-        let stalled = beat.stalled.min(beat.gap);
-        let time = if late { GAP_COUNTED } else { beat.gap - stalled + stalled / STALLED_PARTS };
+        let part = beat.gap / STALLED_PARTS;
+        let time = match beat {
+            _ if late => GAP_COUNTED,
+            Beat { stalled, .. } if stalled > part => part,
+            Beat { gap, .. } => gap,
+        };
         if beat.decisions != self.decisions {
             self.decisions = beat.decisions;
             self.reset();
@@ -150,9 +154,9 @@ mod tests {
 
     #[test]
     fn on_a_busy_machine_an_agent_has_longer_but_not_for_ever() {
-        assert_eq!(blamed([Beat { stalled: MS, ..OWES }; 1000]), Some((160, Blame::Agent)));
-        assert_eq!(blamed([Beat { stalled: MS / 2, ..OWES }; 1000]), Some((36, Blame::Agent)));
-        assert_eq!(blamed([Beat { stalled: 9 * MS, ..OWES }; 1000]), Some((160, Blame::Agent)));
+        assert_eq!(blamed([Beat { stalled: MS, ..OWES }; 1000]), Some((200, Blame::Agent)));
+        assert_eq!(blamed([Beat { stalled: MS / 2, ..OWES }; 1000]), Some((200, Blame::Agent)));
+        assert_eq!(blamed([Beat { stalled: MS / 20, ..OWES }; 1000]), Some((20, Blame::Agent)));
     }
 
     #[test]

@@ -167,6 +167,56 @@ fn the_last_run_can_be_asked_and_tells_that_it_has_no_log() {
 }
 
 #[test]
+fn enclaves_have_agents_of_their_own_that_can_be_ended_and_replaced() {
+    let place = Place::new();
+    let agent = |arguments: &[&str]| {
+        let done = place.neap(&[&["agent"], arguments].concat()).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        (done.status.success(), out.into_owned(), err.into_owned())
+    };
+    let (done, _, words) = agent(&["list"]);
+    assert!(!done && words.contains("nothing runs") && words.contains("cargo neap run"), "{words}");
+    let enclaves = ["--enclave", "cpus=0-1", "--enclave", "cpus=4", "--watchdog-ms", "2000"];
+    let mut run = place.start(&[&enclaves[..], &["--seconds", "60"]].concat());
+    place.wait_running(&mut run);
+    let list = || -> serde_json::Value {
+        let (done, out, words) = agent(&["list", "--json"]);
+        assert!(done, "{words}");
+        serde_json::from_str(&out).unwrap()
+    };
+    assert_eq!(list()[1]["cpus"], serde_json::json!([4]));
+    let (done, words, err) = agent(&["kill", "--enclave", "1"]);
+    assert!(done && words.contains("the agent of enclave 1 was ended"), "{words}{err}");
+    let (done, out, err) = agent(&["replace", "--enclave", "1", "--json"]);
+    assert!(done && serde_json::from_str::<serde_json::Value>(&out).is_ok(), "{out}{err}");
+    let incarnation = |enclave: usize| list()[enclave]["running"]["incarnation"].as_u64();
+    while incarnation(1) != Some(3) {
+        assert!(!run.has_ended(), "{}", run.end().words());
+    }
+    assert_eq!(incarnation(0), Some(1));
+    let (done, _, words) = agent(&["kill", "--enclave", "2"]);
+    assert!(!done && words.contains("no enclave 2") && words.contains("0 to 1"), "{words}");
+    let (done, _, words) = agent(&["load", "no/such.img"]);
+    assert!(!done && words.contains("no/such.img"), "{words}");
+    signal(run.id(), Signal::INT);
+    let end = run.end();
+    let json = end.json();
+    assert_eq!((end.code, json["tasks_unfinished"].as_u64()), (Some(130), Some(0)), "{}", end.words());
+    for (number, incarnations) in [(0, 1), (1, 3)] {
+        let enclave = &json["enclaves"][number];
+        assert_eq!((enclave["complete"].as_bool(), enclave["crashes"].as_u64()), (Some(true), Some(0)));
+        assert_eq!(enclave["incarnations"], incarnations, "{}", end.words());
+        assert!(enclave["tasks_created"].as_u64().unwrap() > 0);
+    }
+    assert_eq!(json["cpus"], 3);
+    let status = place.neap(&["status", "--json"]).output().unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["enclaves"][1]["running"]["incarnation"], 3);
+    assert_eq!(status["enclaves"][1]["books"]["replacements"], 1);
+    assert!(place.left_over().is_empty());
+}
+
+#[test]
 fn a_report_that_can_not_be_written_is_told_before_the_run() {
     let place = Place::new();
     let end = place.start(&["--seconds", "60", "--report", "/proc/no-such/page.html"]).end();
