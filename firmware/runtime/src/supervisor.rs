@@ -150,12 +150,11 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
     }
     for held in &supervisor.enclaves {
         say!(
-            "neap: enclave {}: {} host CPUs at most, {} cores from {} on, {} vectors to wake them, boot {}",
+            "neap: enclave {}: {} host CPUs at most, {} cores from {} on, boot {}",
             held.index,
             held.cpus,
             held.cores.len(),
             held.leader(),
-            held.vectors,
             held.window.boot
         );
     }
@@ -194,16 +193,14 @@ fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], sleeps: u64) 
     };
     // An agent can ring its own function: it is not to wake others' cores by that.
     let wakes = |vector| vector == SUPERVISOR_VECTOR || own.contains(&usize::from(vector));
-    let vectors = match machine.receive_vectors(index, wakes) {
-        Ok(vectors) => vectors,
-        Err(error) => give_up(format_args!("enclave {index}: {error}")),
-    };
+    if let Err(error) = machine.receive_vectors(index, wakes) {
+        give_up(format_args!("enclave {index}: {error}"));
+    }
     Held {
         index,
         cores: own,
         helpers: [0; CORES_MAX],
         cpus,
-        vectors,
         enclave: Enclave::new(cpus),
         host: SlotReader::default(),
         manager: SlotReader::default(),
@@ -224,7 +221,6 @@ struct Held {
     /// The incarnation that each core but the first has been lent to, and has not come back from; 0 for none.
     helpers: [u32; CORES_MAX],
     cpus: u16,
-    vectors: u16,
     enclave: Enclave,
     host: SlotReader,
     manager: SlotReader,
