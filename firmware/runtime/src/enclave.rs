@@ -687,7 +687,7 @@ impl Enclave {
                 self.step(core, now_us)
             }
             Phase::GivenUp => Action::Rest,
-            Phase::Idle => self.while_idle(core, now_us),
+            Phase::Idle => self.while_idle(core),
         }
     }
 
@@ -774,7 +774,7 @@ impl Enclave {
         }
     }
 
-    fn while_idle(&mut self, core: CoreState, now_us: u64) -> Action {
+    fn while_idle(&mut self, core: CoreState) -> Action {
         match self.wish {
             Wish::Nothing => Action::Rest,
             Wish::Agent(wish) => {

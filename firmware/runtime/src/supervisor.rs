@@ -15,8 +15,8 @@ use neap_abi::supervisor::{
     STANDBY_LINE,
 };
 use neap_abi::{
-    AgentControl, AgentState, CPUS_MAX, Cause, Epitaph, EpitaphRecord, Grant, ImageHeader, ManagerLine,
-    Reply, ReplyLine, VERSION, Version,
+    AgentControl, AgentState, CPUS_MAX, Cause, Epitaph, EpitaphRecord, Grant, ImageError, ImageHeader,
+    ManagerLine, Reply, ReplyLine, VERSION, Version,
 };
 use neap_hal::board::bootargs::Idle;
 use neap_hal::board::qemu_virt::{Machine, bring_up};
@@ -619,7 +619,8 @@ impl Supervisor {
         result.map_err(|(refusal, image)| {
             image.give_back(&mut self.pages);
             if let Err(error) = checked {
-                say!("neap: enclave {index}: {error}");
+                // In full its words would be among the image's longest; the host has the number, and says all.
+                say!("neap: enclave {index}: an image: {}", ImageError::in_words(error.to_bits()));
             }
             refusal
         })

@@ -181,6 +181,23 @@ fn an_ipu_that_leaves_is_stood_in_for_until_it_is_back() {
 }
 
 #[test]
+fn a_host_that_attaches_anew_under_load_loses_nothing() {
+    let asked = AtomicBool::new(false);
+    let report = under_load(
+        "anew",
+        Settings::usual(VECTORS),
+        |_| {},
+        |enclave| {
+            if enclave.snapshot().tasks_finished > 500 && !asked.swap(true, Ordering::Relaxed) {
+                enclave.attach_anew();
+            }
+            is_back(enclave)
+        },
+    );
+    assert_eq!((report.incarnations, report.crashes, report.level), (2, 0, Level::Ipu));
+}
+
+#[test]
 fn where_the_stand_in_fails_too_the_host_decides() {
     for spare in [Spare::Ends, Spare::Silent] {
         let settings = villain(Mischief::Die { down_ms: 1500 });
