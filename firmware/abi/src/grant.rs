@@ -185,17 +185,19 @@ mod tests {
         };
         assert_eq!(Grant::from_words(&grant.to_words()), Some(grant));
         assert_eq!(Grant::from_words(&[0; WORDS]), None);
-        assert!(REVOKE_WORD >= WORDS);
+        const { assert!(REVOKE_WORD >= WORDS) };
     }
 
     #[test]
     fn what_is_bound_lies_apart() {
         use space::*;
-        let lowest = STACK_END - STACK_SPACING * u64::from(crate::image::CORES_MAX);
-        assert!(u64::from(crate::image::STACK_BYTES_MAX) < STACK_SPACING && IMAGE + IMAGE_SPAN <= lowest);
-        assert!(STACK_END <= GRANT);
-        assert!(CONTROL >= GRANT + 4096 && DOORBELL >= CONTROL + 4096 && DMA >= DOORBELL + 4096);
-        assert!(SLOTS + u64::from(crate::CPUS_MAX) * 64 < MESSAGES && MESSAGES + 4096 * 64 < BUFFER);
-        assert!(BUFFER + crate::layout::BUFFER_BYTES <= END);
+        const LOWEST: u64 = STACK_END - STACK_SPACING * crate::image::CORES_MAX as u64;
+        const {
+            assert!(crate::image::STACK_BYTES_MAX as u64 <= STACK_SPACING - 4096);
+            assert!(IMAGE + IMAGE_SPAN <= LOWEST && STACK_END <= GRANT);
+            assert!(CONTROL >= GRANT + 4096 && DOORBELL >= CONTROL + 4096 && DMA >= DOORBELL + 4096);
+            assert!(SLOTS + crate::CPUS_MAX as u64 * 64 < MESSAGES && MESSAGES + 4096 * 64 < BUFFER);
+            assert!(BUFFER + crate::layout::BUFFER_BYTES <= END);
+        }
     }
 }

@@ -564,7 +564,7 @@ mod tests {
         assert_eq!(refusal(|h| h.segments[1].memory_bytes = 31), E::SegmentBounds { place: 1 });
         assert_eq!(refusal(|h| h.segments[0].file_offset = 0), E::SegmentBounds { place: 0 });
         assert_eq!(refusal(|h| h.segments[0].file_offset = u32::MAX), E::SegmentBounds { place: 0 });
-        assert_eq!(refusal(|h| h.segments[1].address = u32::MAX & !4095), E::SegmentBounds { place: 1 });
+        assert_eq!(refusal(|h| h.segments[1].address = !4095), E::SegmentBounds { place: 1 });
         assert_eq!(refusal(|h| h.segments[1].address = 0), E::SegmentOverlap { place: 1 });
         assert_eq!(refusal(|h| h.segments[0].memory_bytes = 0x1001), E::SegmentOverlap { place: 1 });
         assert_eq!(refusal(|h| h.segments[0].rights = 7), E::SegmentRights { place: 0 });

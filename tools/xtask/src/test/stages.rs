@@ -15,10 +15,18 @@ use crate::progress::Step;
 use crate::{panicfree, paths, setup};
 
 /// The crates that the card runs: each builds without `std`.
-const CARD_CRATES: [&str; 7] =
-    ["neap-abi", "neap-queue", "neap-hal", "neap-agent", "neap-policies", "neap-agent-fifo", "neap-runtime"];
+const CARD_CRATES: [&str; 8] = [
+    "neap-abi",
+    "neap-queue",
+    "neap-hal",
+    "neap-agent",
+    "neap-policies",
+    "neap-agent-start",
+    "neap-agent-fifo",
+    "neap-runtime",
+];
 /// What builds for the card only.
-const CARD_ONLY: [&str; 2] = ["neap-runtime", "neap-qemu-tests"];
+const CARD_ONLY: [&str; 3] = ["neap-runtime", "neap-qemu-tests", "neap-attacks"];
 /// Bound of one cargo command, from an empty target directory on two slow cores.
 const CARGO: Limits = Limits::total(1800);
 /// Lines of a culprit's output that are shown.
