@@ -9,6 +9,13 @@ use crate::version::{VERSION, Version};
 /// Incarnations are counted modulo 2^24, from 1 on; 0 is no agent.
 pub const INCARNATION_MASK: u64 = 0xff_ffff;
 
+/// Whether the agent `incarnation` came after the agent `other`.
+#[must_use]
+pub const fn came_after(incarnation: u32, other: u32) -> bool {
+    let ahead = incarnation.wrapping_sub(other) as u64 & INCARNATION_MASK;
+    ahead != 0 && ahead <= INCARNATION_MASK / 2
+}
+
 /// What the host asks of the IPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -281,6 +288,14 @@ mod tests {
             assert_eq!(HostControl::from_payload(&line.to_payload()), Some(line));
         }
         assert_eq!(HostControl::from_payload(&[9, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+
+    #[test]
+    fn agents_come_after_each_other_though_their_numbers_come_round() {
+        for (later, earlier) in [(2, 1), (1, 0xff_ffff), (0x7f_ffff, 1), (5, 0xff_0000)] {
+            assert!(came_after(later, earlier) && !came_after(earlier, later), "{later:#x} {earlier:#x}");
+        }
+        assert!(!came_after(7, 7));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | 3 | the agent that is laid out beside it; name empty if none |
 //! | 4 to 23 | the running agent's secure bindings ([`Binding`]), one each, the first unused one empty |
 
+use crate::control::INCARNATION_MASK;
 use crate::image::NAME_BYTES;
 use crate::line::{PAYLOAD_MASK, Payload, field};
 
@@ -76,6 +77,7 @@ impl Manage {
 /// | 3 | grace_us 32 |
 /// | 4 | trial_us 32 |
 /// | 5 | policy 32 |
+/// | 6 | incarnation 24 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ManagerLine {
     /// What is asked.
@@ -90,6 +92,8 @@ pub struct ManagerLine {
     pub trial_us: u32,
     /// The policy of the bundle's agent that is asked for.
     pub policy: u32,
+    /// The agent that is condemned: one that came after it is not meant. 0 for whichever runs.
+    pub incarnation: u32,
 }
 
 impl ManagerLine {
@@ -103,7 +107,7 @@ impl ManagerLine {
             self.grace_us as u64,
             self.trial_us as u64,
             self.policy as u64,
-            0,
+            self.incarnation as u64 & INCARNATION_MASK,
             0,
         ]
     }
@@ -122,6 +126,7 @@ impl ManagerLine {
             grace_us: words[3] as u32,
             trial_us: words[4] as u32,
             policy: words[5] as u32,
+            incarnation: field(words[6], 0, 24) as u32,
         })
     }
 }
@@ -538,6 +543,7 @@ mod tests {
                 grace_us: 8,
                 trial_us: 9,
                 policy: 10,
+                incarnation: 0xff_ffff,
             };
             assert_eq!(ManagerLine::from_payload(&line.to_payload()), Ok(line));
         }

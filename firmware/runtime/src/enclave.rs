@@ -5,7 +5,7 @@
 //! An enclave has two places where an agent can be laid out. In one is the agent that runs or is to run; beside it
 //! lies nothing, or a newcomer that waits, or, while a newcomer is on trial, the agent that it took over from.
 
-use neap_abi::control::INCARNATION_MASK;
+use neap_abi::control::{INCARNATION_MASK, came_after};
 use neap_abi::version::VERSION;
 use neap_abi::{AgentState, Cause, HostCommand, HostControl, Manage, ManagerLine, Payload, Reply, Version};
 
@@ -392,9 +392,9 @@ impl Enclave {
                 }
                 Demand::Nothing
             }
-            Manage::CondemnLate => self.condemn(request, Cause::Late, now_us),
-            Manage::CondemnFlood => self.condemn(request, Cause::Flood, now_us),
-            Manage::CondemnPoison => self.condemn(request, Cause::Poison, now_us),
+            Manage::CondemnLate => self.condemn(&line, Cause::Late, now_us),
+            Manage::CondemnFlood => self.condemn(&line, Cause::Flood, now_us),
+            Manage::CondemnPoison => self.condemn(&line, Cause::Poison, now_us),
             Manage::Audit => {
                 self.owed = Some(request);
                 Demand::Audit
@@ -413,7 +413,14 @@ impl Enclave {
         }
     }
 
-    fn condemn(&mut self, request: u32, cause: Cause, now_us: u64) -> Demand {
+    fn condemn(&mut self, line: &ManagerLine, cause: Cause, now_us: u64) -> Demand {
+        let request = line.request;
+        let runs = matches!(self.phase, Phase::Running | Phase::Ending { .. });
+        if line.incarnation != 0 && (!runs || came_after(self.incarnation, line.incarnation)) {
+            // Who is meant has ended, and its successor has done nothing.
+            self.answer = Some((request, Reply::Done, 0));
+            return Demand::Nothing;
+        }
         self.owed = Some(request);
         match self.phase {
             Phase::Running => self.end(Why::Condemned(cause), now_us),

@@ -256,15 +256,23 @@ impl<'w> Manager<'w> {
         self.carry_out(asking(Manage::Unload), timeout)
     }
 
-    /// Ends the agent for what it did (one of the commands that condemn), and does not wait. Returns the request.
-    pub fn condemn(&self, command: Manage) -> u32 {
-        self.ask(asking(command))
+    /// Ends the agent `incarnation` for what it did (one of the commands that condemn), if it still runs, and does not wait.
+    /// Returns the request.
+    pub fn condemn(&self, command: Manage, incarnation: u32) -> u32 {
+        self.ask(ManagerLine { incarnation, ..asking(command) })
     }
 
     /// The agents, the books and the bindings as they are.
     #[must_use]
     pub fn list(&self) -> Agents {
         Agents::read(self.supervisor)
+    }
+
+    /// The agent that runs, or ran last, by the supervisor's word.
+    #[must_use]
+    pub fn running(&self) -> Option<Identity> {
+        let (payload, _) = self.supervisor.get(RUNNING_LINE)?.read_any()?;
+        Some(Identity::from_payload(&payload)).filter(|agent| !agent.name().is_empty())
     }
 
     /// Writes a request and rings the supervisor. Returns the request's number, for [`Manager::answer`].
@@ -316,7 +324,8 @@ impl<'w> Manager<'w> {
 }
 
 const fn asking(command: Manage) -> ManagerLine {
-    ManagerLine { command, request: 0, image_bytes: 0, grace_us: 0, trial_us: 0, policy: 0 }
+    let (image_bytes, grace_us, trial_us) = (0, 0, 0);
+    ManagerLine { command, request: 0, image_bytes, grace_us, trial_us, policy: 0, incarnation: 0 }
 }
 
 #[cfg(test)]

@@ -64,9 +64,20 @@ impl Rig {
     }
 
     fn manage(&mut self, command: Manage, request: u32) {
-        let line =
-            ManagerLine { command, request, image_bytes: 0, grace_us: 1000, trial_us: 5000, policy: 0 };
-        self.ask(line);
+        self.condemn(command, request, 0);
+    }
+
+    fn condemn(&mut self, command: Manage, request: u32, incarnation: u32) {
+        let (grace_us, trial_us) = (1000, 5000);
+        self.ask(ManagerLine {
+            command,
+            request,
+            image_bytes: 0,
+            grace_us,
+            trial_us,
+            policy: 0,
+            incarnation,
+        });
     }
 
     fn ask(&mut self, line: ManagerLine) {
@@ -270,6 +281,21 @@ fn a_condemned_agent_has_no_grace_and_counts_as_a_fault() {
 }
 
 #[test]
+fn who_is_condemned_is_not_its_successor() {
+    let mut rig = serving();
+    rig.ends(Some(Cause::Panic));
+    assert_eq!(rig.incarnation(), 2);
+    rig.condemn(Manage::CondemnLate, 9, 1);
+    assert_eq!((rig.incarnation(), rig.answers.last()), (2, Some(&(9, Reply::Done, 0))));
+    // One that says that it is the next is who runs, as long as there is no next.
+    for named in [2, 4] {
+        rig.condemn(Manage::CondemnPoison, 10, named);
+        rig.wait(1 << 30);
+        assert_eq!(rig.incarnation(), named.max(3));
+    }
+}
+
+#[test]
 fn a_newcomer_takes_over_at_once_and_stays_when_its_host_confirms_it() {
     let mut rig = serving();
     rig.manage(Manage::Load, 1);
@@ -343,6 +369,7 @@ fn what_can_not_be_asked_is_refused_by_name() {
         grace_us: 0,
         trial_us: 0,
         policy: policy_id("lifo"),
+        incarnation: 0,
     };
     rig.ask(other);
     assert_eq!(rig.answers.last(), Some(&(7, Reply::NoPolicy, 0)));

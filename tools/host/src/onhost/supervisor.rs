@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use neap_abi::control::came_after;
 use neap_abi::epitaph::EPITAPHS_KEPT;
 use neap_abi::hello::{Link, feature};
 use neap_abi::image::NAME_BYTES;
@@ -86,6 +87,8 @@ impl Office<'_> {
             }
         };
         let reply = match line.command {
+            // Who is condemned has ended, and its successor has done nothing.
+            _ if line.incarnation != 0 && came_after(incarnation, line.incarnation) => Reply::Done,
             Manage::Kill
             | Manage::Replace
             | Manage::CondemnLate

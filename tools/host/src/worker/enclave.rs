@@ -25,7 +25,7 @@ use crate::window::{HostWindow, HostWindowError};
 use crate::wire::Wire;
 
 /// The first version whose agents come and go within a session.
-const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
+pub(super) const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
 
 /// The incarnation that an agent's txns bear: its own, none at all where the session knows of no such thing, and 0 where
 /// only the agent is too old to.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use neap_abi::control::INCARNATION_MASK;
+use neap_abi::control::{INCARNATION_MASK, came_after};
 use neap_abi::message::TASK_NONE;
-use neap_abi::{AgentControl, AgentState, Manage};
+use neap_abi::{AgentControl, AgentState, Manage, Version};
 
-use super::enclave::{Enclave, State, attachment, named_by};
+use super::enclave::{COMES_AND_GOES, Enclave, State, attachment, named_by};
 use crate::event::{EventKind, Fault, Level};
 use crate::link::OwnedLink;
+use crate::manager::Manager;
 use crate::mechanism::AgentStanding;
 use crate::report::FallbackReport;
 use crate::spare::SpareAgent;
@@ -57,10 +58,19 @@ impl Enclave {
         }
     }
 
-    /// What the IPU says of its agent, if it speaks of this session.
+    /// What the IPU says of its agent, if it speaks of this session. The line is the agent's to write: which agent it is, it
+    /// may say as far as the supervisor does, who can be late by one; and it may not say that it is one before.
     fn agent_of(state: &State) -> Option<AgentControl> {
         let link = state.link.link();
-        link.agent().filter(|agent| agent.session == link.session())
+        let agent = link.agent().filter(|agent| agent.session == link.session())?;
+        let Some(runs) = state.link.manager().and_then(Manager::running) else { return Some(agent) };
+        let can_be = if agent.incarnation == 0 {
+            Version::from_bits(runs.version) < COMES_AND_GOES
+        } else {
+            !came_after(state.incarnation, agent.incarnation)
+                && !came_after(agent.incarnation, runs.incarnation.wrapping_add(1))
+        };
+        can_be.then_some(agent)
     }
 
     /// Takes note of agents that have come and gone.
@@ -215,7 +225,9 @@ impl Enclave {
             Fault::AgentLate => Some(Manage::CondemnLate),
             Fault::AgentFloods => Some(Manage::CondemnFlood),
             Fault::AgentPoisoned => Some(Manage::CondemnPoison),
-            Fault::AgentDead | Fault::LinkDown => None,
+            // Whether it is dead is its own word; if it is not, it is late.
+            Fault::AgentDead => Some(Manage::CondemnLate),
+            Fault::LinkDown => None,
         };
         let to = match state.level {
             Level::Ipu if SpareAgent::knows(&self.config.policy) => Level::OnHost,
@@ -224,7 +236,7 @@ impl Enclave {
         if state.level == Level::Ipu && fault != Fault::LinkDown {
             state.condemned = Some(incarnation);
             if let (Some(command), Some(manager)) = (command, state.link.manager()) {
-                manager.condemn(command);
+                manager.condemn(command, incarnation);
             }
         }
         self.fall_back(state, to, fault);

@@ -196,6 +196,7 @@ fn take_over(session: &Session<'_>, image: &[u8], name: &str, trial: Duration) -
             grace_us: PATIENCE.as_micros() as u32,
             trial_us: trial.as_micros() as u32,
             policy: 0,
+            incarnation: 0,
         }))
     })
 }
