@@ -1,7 +1,10 @@
-//! Hands the linker the agents' script, by its path in the workspace.
+//! Hands the linker the agents' script, by its path in the workspace, and tells it which agents are for two cores.
 
 use std::env;
 use std::path::Path;
+
+/// Agents that attack on two cores.
+const ON_TWO_CORES: [&str; 1] = ["a47_second_core"];
 
 fn main() {
     // Asked for when it runs, not when it is compiled: a checkout may move, or share its target directory with another.
@@ -11,5 +14,8 @@ fn main() {
     println!("cargo::rerun-if-changed={}", script.display());
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none") {
         println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+        for name in ON_TWO_CORES {
+            println!("cargo::rustc-link-arg-bin={name}=--defsym=__agent_cores=2");
+        }
     }
 }

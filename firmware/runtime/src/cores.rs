@@ -151,8 +151,9 @@ impl Core {
     /// Gives the core, which is ready, an agent to run.
     pub fn give(&self, lent: Lent) {
         self.forget();
-        self.give_next(lent);
+        // First: the core may be awake, and back before we go on.
         self.set_state(CoreState::Running);
+        self.give_next(lent);
         self.wake();
     }
 

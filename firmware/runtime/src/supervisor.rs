@@ -199,7 +199,7 @@ fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], sleeps: u64) 
     Held {
         index,
         cores: own,
-        helpers: [0; CORES_MAX],
+        helpers: [Helper::default(); CORES_MAX],
         cpus,
         enclave: Enclave::new(cpus),
         host: SlotReader::default(),
@@ -218,8 +218,8 @@ struct Held {
     index: usize,
     /// Its cores. The first leads: the agent's life is its life, and the others follow.
     cores: Range<usize>,
-    /// The incarnation that each core but the first has been lent to, and has not come back from; 0 for none.
-    helpers: [u32; CORES_MAX],
+    /// Whom each core but the first was lent to last.
+    helpers: [Helper; CORES_MAX],
     cpus: u16,
     enclave: Enclave,
     host: SlotReader,
@@ -233,6 +233,14 @@ struct Held {
     epitaphs: u32,
     /// How the agent ended on a core that follows, while the leader does not know yet.
     fallen: Option<End>,
+}
+
+/// Whom a core that follows was lent to last. An agent gets it once: what ends there ends the agent.
+#[derive(Clone, Copy, Default)]
+struct Helper {
+    incarnation: u32,
+    /// It has not come back.
+    runs: bool,
 }
 
 /// An agent, as its core number `number` needs to know it.
@@ -394,14 +402,17 @@ impl Held {
                 self.follower_ended(core, &end);
             }
             let Some(helper) = self.helpers.get_mut(core) else { continue };
-            if *helper != 0 && *helper != incarnation {
-                entry.abort(*helper);
+            if helper.runs && helper.incarnation != incarnation {
+                entry.abort(helper.incarnation);
                 settled = false;
-            } else if *helper == 0 && incarnation != 0 && number < wanted && entry.state() == CoreState::Ready
+            } else if helper.incarnation != incarnation
+                && incarnation != 0
+                && number < wanted
+                && entry.state() == CoreState::Ready
             {
                 let session = self.core().session.load(Ordering::Relaxed);
                 if let Some(laid_out) = self.places.get(place).and_then(Option::as_ref) {
-                    self.helpers[core % CORES_MAX] = incarnation;
+                    self.helpers[core % CORES_MAX] = Helper { incarnation, runs: true };
                     entry.give(lent(laid_out, number, incarnation, session, None));
                 }
             }
@@ -411,11 +422,14 @@ impl Held {
 
     /// A core that follows the leader has come back. What it did there is the whole agent's doing.
     fn follower_ended(&mut self, core: usize, end: &End) {
-        let incarnation = core::mem::take(&mut self.helpers[core % CORES_MAX]);
+        let helper = &mut self.helpers[core % CORES_MAX];
+        helper.runs = false;
+        let incarnation = helper.incarnation;
         let place = self.places.get(self.enclave.current()).and_then(Option::as_ref);
         let asked = place.is_some_and(|place| place.revoke().load(Ordering::Relaxed) != 0);
         let aborted = end.came.cause == Some(Cause::Abort) || asked && end.came.cause.is_none();
-        if incarnation == self.enclave.incarnation() && !aborted && self.fallen.is_none() {
+        let told = self.fallen.as_ref().is_some_and(|fallen| fallen.came.incarnation == incarnation);
+        if incarnation == self.enclave.incarnation() && !aborted && !told {
             self.fallen = Some(End { came: end.came, began: end.began, epitaph: end.epitaph });
             self.core().abort(incarnation);
         }

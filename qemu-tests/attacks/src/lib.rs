@@ -20,20 +20,28 @@ pub mod traces;
 #[cfg(target_os = "none")]
 pub use liar::Liar;
 #[cfg(target_os = "none")]
-pub use life::{live, own_data, random, say, wait_for_leave};
+pub use life::{live, live_beside, own_data, random, say, wait_for_leave};
 
-/// Makes `fn(&Given, &Told)` the agent's whole life. If it returns, it went unpunished.
+/// Makes `fn(&Given, &Told)` the agent's whole life, and a `fn(&Told)` what it does on each of its other cores. Whichever
+/// returns went unpunished.
 #[macro_export]
 macro_rules! attack {
     ($crime:expr) => {
+        $crate::attack!($crime, |_| ());
+    };
+    ($crime:expr, $beside:expr) => {
         #[cfg(target_os = "none")]
         mod card {
-            ::neap_agent_start::agent!(main);
+            ::neap_agent_start::agent!(main, beside);
 
             fn main(
                 given: ::neap_agent_start::Given,
             ) -> Result<::neap_agent::Exit, ::neap_agent::AgentError> {
                 $crate::live(&given, $crime)
+            }
+
+            fn beside(_core: usize) {
+                $crate::live_beside($beside)
             }
         }
 

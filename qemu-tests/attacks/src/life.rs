@@ -16,6 +16,12 @@ pub fn live(given: &Given, crime: impl FnOnce(&Given, &Told)) -> ! {
     panic!("went unpunished")
 }
 
+/// What a hostile agent does on a core that is not its first.
+pub fn live_beside(crime: impl FnOnce(&Told)) -> ! {
+    crime(&told());
+    panic!("went unpunished on a further core")
+}
+
 /// The words that agent and host share.
 fn words() -> &'static [AtomicU64; WORDS] {
     let words = core::ptr::with_exposed_provenance::<[AtomicU64; WORDS]>(space::BUFFER as usize);

@@ -39,10 +39,10 @@ impl Ipu {
     /// # Errors
     /// What does not start.
     pub fn boot(qemu: &Path, elf: &Path, cores: u32, enclaves: usize) -> Result<Self> {
-        Self::boot_with(qemu, elf, cores, enclaves, |_| String::new())
+        Self::boot_with(qemu, elf, cores, enclaves, &[], |_| String::new())
     }
 
-    /// As [`Ipu::boot`], with a plugin: `plugin` is given the machine's directory and returns the argument of QEMU's
+    /// As [`Ipu::boot`], with words for the firmware and a plugin: `plugin` is given the machine's directory and returns the argument of QEMU's
     /// `-plugin`, or nothing.
     ///
     /// # Errors
@@ -52,6 +52,7 @@ impl Ipu {
         elf: &Path,
         cores: u32,
         enclaves: usize,
+        bootargs: &[String],
         plugin: impl FnOnce(&Path) -> String,
     ) -> Result<Self> {
         let directory =
@@ -71,6 +72,7 @@ impl Ipu {
         machine.windows = windows.iter().map(|window| (window.path().to_owned(), window.bytes())).collect();
         machine.doorbells =
             (0..enclaves).map(|enclave| (socket_in(directory.path(), enclave), VECTORS)).collect();
+        machine.bootargs = bootargs.to_vec();
         let console = File::create(directory.path().join("console"))?;
         let mut command = machine.command(qemu, elf)?;
         let plugin = plugin(directory.path());

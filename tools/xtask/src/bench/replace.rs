@@ -107,7 +107,7 @@ pub fn run(options: Options) -> Result<()> {
     };
     let mut step = Step::start(format!("replacing an agent {} times", options.replacements));
     let mut records = None;
-    let ipu = Ipu::boot_with(&qemu, &runtime.elf, CORES, ENCLAVES, |directory| {
+    let ipu = Ipu::boot_with(&qemu, &runtime.elf, CORES, ENCLAVES, &[], |directory| {
         let out = directory.join(RECORDS);
         records = Some(out.clone());
         let args = neap_meter::args::MeterArgs { enter, ..meter_args(&parts, &places, out) };

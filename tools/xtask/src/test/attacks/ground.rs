@@ -32,10 +32,12 @@ use crate::ipu::{Ipu, VECTORS};
 pub(super) const NEIGHBOURS: usize = 2;
 /// The enclave that is attacked from within.
 pub(super) const ATTACKED: usize = NEIGHBOURS;
-/// Its core.
+/// The first of its cores.
 pub(super) const CORE: u8 = ATTACKED as u8 + 1;
+/// Its cores. Most agents use the first only.
+const ITS_CORES: u8 = 2;
 /// Cores of the IPU.
-pub(super) const CORES: u32 = 2 + NEIGHBOURS as u32;
+pub(super) const CORES: u32 = CORE as u32 + ITS_CORES as u32;
 /// Host CPUs of each enclave.
 const CPUS: u16 = 2;
 /// Tasks of one round of an enclave's work.
@@ -338,9 +340,9 @@ impl Session<'_> {
     fn hold<T>(&mut self, with: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.work().context("before the attack")?;
         // Its start may not be in the books yet.
-        let before = wait_for("every core has its agent", || {
+        let before = wait_for("every agent has its core", || {
             let books = self.books()?;
-            Ok((books.cores_free == 0).then_some(books))
+            Ok((books.cores_free == ITS_CORES - 1).then_some(books))
         })?;
         let done = with(self)?;
         self.restore().context("the agent before it does not come back")?;
@@ -411,7 +413,8 @@ impl Session<'_> {
     pub fn epitaph(&self, name: &str) -> Result<EpitaphRecord> {
         let link = self.enclave.link();
         let mut all = link.window().epitaphs(link.link().hello()).into_iter();
-        let found = all.find(|record| record.epitaph.core == CORE && record.name() == name);
+        let found = all
+            .find(|record| (CORE..CORE + ITS_CORES).contains(&record.epitaph.core) && record.name() == name);
         found.filter(|record| record.epitaph.session == link.link().session()).context("there is no epitaph")
     }
 
@@ -439,4 +442,9 @@ impl Session<'_> {
         let own = bound(&self.agents()?.bindings, BindingKind::Dma)?.physical - DMA_PAGE_OFFSET;
         Ok(Told { variant, own_manager: own + manager.offset, ..self.ground.told })
     }
+}
+
+/// The words that give each enclave its cores.
+pub(super) fn bootargs() -> Vec<String> {
+    vec![format!("neap.cores={}{ITS_CORES}", "1,".repeat(NEIGHBOURS))]
 }

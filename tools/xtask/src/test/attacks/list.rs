@@ -9,6 +9,8 @@ use neap_attacks::Told;
 use neap_attacks::told::ASKED;
 use neap_host::event::Fault;
 
+use super::ground::CORE;
+
 /// One attack.
 pub(super) struct Attack {
     /// The program of `qemu-tests/attacks`.
@@ -96,6 +98,15 @@ const fn store(what: (u64, &'static str), far: fn(&Told) -> Range<u64>) -> Proof
 
 const fn fetch(far: fn(&Told) -> Range<u64>) -> Proof {
     Proof { far, also: |record| record.epitaph.elr == record.epitaph.far, ..exception(class::FETCH) }
+}
+
+/// It happened on the agent's second core.
+const fn beside(proof: Proof) -> Proof {
+    Proof { also: is_beside, ..proof }
+}
+
+fn is_beside(record: &EpitaphRecord) -> bool {
+    record.epitaph.core == CORE + 1
 }
 
 /// What an agent is condemned for is its cause; where it was then is still told.
@@ -391,6 +402,40 @@ pub(super) const ATTACKS: &[Attack] = &[
         "executes what is out of line",
         Proof { far: |_| at(space::IMAGE + 2), ..exception(class::COUNTER_ASTRAY) },
     ),
+    itself("a47_second_core", 0, "runs on two cores, as it may", panics("the second core has run")),
+    itself(
+        "a47_second_core",
+        1,
+        "loads from address 0 on its second core",
+        beside(load(class::NOT_MAPPED, |_| at(0))),
+    ),
+    itself(
+        "a47_second_core",
+        2,
+        "panics on its second core",
+        beside(panics("deliberate, on the second core")),
+    ),
+    itself(
+        "a47_second_core",
+        3,
+        "overflows its second stack",
+        beside(store(class::NOT_MAPPED, |_| {
+            let stack = space::STACK_END - space::STACK_SPACING - neap_attacks::STACK_BYTES;
+            stack - PAGE_BYTES..stack
+        })),
+    ),
+    itself("a47_second_core", 4, "gives its second core back unasked", {
+        Proof { also: |_| true, ..condemned(Cause::Exit, "it gave its core back unasked") }
+    }),
+    itself("a47_second_core", 5, "makes system call 99 on its second core", {
+        Proof {
+            class: Some(0x15),
+            also: is_beside,
+            ..condemned(Cause::Call, "a system call that there is not")
+        }
+    }),
+    ended("a47_second_core", 6, "keeps both its cores", End::Killed, ABORT),
+    ended("a47_second_core", 7, "keeps its second core when it is asked for both", End::Silent, ABORT),
 ];
 
 /// What is no proper use of a register ends the agent, unless the machine does not mind. QEMU does not where no register

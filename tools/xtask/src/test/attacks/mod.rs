@@ -26,7 +26,7 @@ use crate::firmware::{self, Agent, Kind};
 use crate::ipu::Ipu;
 use crate::progress::{Step, say};
 use crate::setup;
-use ground::{ATTACKED, CORES, Ground, HOST, PATIENCE, Session, Tasks, bound, wait_for};
+use ground::{ATTACKED, CORES, Ground, HOST, PATIENCE, Session, Tasks, bootargs, bound, wait_for};
 use list::{ATTACKS, Attack, End, Proof};
 
 /// How long a decision may be owed where that is not what is tried.
@@ -53,7 +53,7 @@ pub(super) fn run() -> Result<Verdict> {
     for name in agents.keys().filter(|name| !is_tried(name)) {
         verdict.fail(format!("{name} is in no list, so nothing tries it"));
     }
-    let mut ipu = Ipu::boot(&qemu, &image.elf, CORES, ATTACKED + 1)?;
+    let mut ipu = Ipu::boot_with(&qemu, &image.elf, CORES, ATTACKED + 1, &bootargs(), |_| String::new())?;
     let tasks = Tasks::default();
     let (fought, _) = with_host(&HOST, &tasks, |host| {
         let ground = Ground::new(host, &ipu, &image.elf)?;
