@@ -64,6 +64,14 @@ impl Subject {
         manager.list().books.context("the supervisor keeps no books")
     }
 
+    /// Where it stands, for whoever has to find out what went wrong.
+    fn standing(&self) -> String {
+        let link = self.enclave.link();
+        let agents = link.manager().map(|manager| manager.list());
+        let agents = agents.map(|agents| (agents.running, agents.standby, agents.books));
+        format!("{:?}, {agents:?}, the agent says {:?}", self.enclave.snapshot(), link.link().agent())
+    }
+
     /// Waits for the first event that is `wanted` since the last one that was waited for; its time, in µs.
     ///
     /// # Errors
@@ -132,7 +140,7 @@ pub fn run<T>(
             let before = subject.books()?;
             let decided = neighbour.snapshot().decisions;
             let now_us = || host.elapsed().as_micros() as u64;
-            let done = with(&mut subject, &now_us)?;
+            let done = with(&mut subject, &now_us).with_context(|| subject.standing())?;
             let decisions = neighbour.snapshot().decisions - decided;
             // The last agent may just be on its way in.
             let settled = Instant::now();
