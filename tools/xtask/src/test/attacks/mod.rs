@@ -122,7 +122,7 @@ struct Made {
 /// Makes one attack; what was found, in words.
 fn make(ground: &Ground<'_>, attack: &Attack, image: &[u8]) -> Result<String> {
     let watchdog = match attack.end {
-        End::Late | End::Silent | End::Somehow | End::Watched(Fault::AgentLate) => HASTY,
+        End::Owes(_) | End::Silent | End::Somehow | End::Watched(Fault::AgentLate) => HASTY,
         _ => PATIENT,
     };
     let since = ground.rounds();
@@ -151,16 +151,24 @@ fn commit(session: &mut Session<'_>, attack: &Attack, image: &[u8]) -> Result<Ma
         _ => LONG_TRIAL,
     };
     let request = take_over(session, image, attack.name, trial)?;
-    wait_for("the attack begins", || Ok((session.books()?.started != before.started).then_some(())))?;
+    wait_for("the attack begins", || {
+        session.answer(request)?;
+        Ok((session.books()?.started != before.started).then_some(()))
+    })?;
     match attack.end {
-        End::Itself | End::Silent | End::Somehow | End::Watched(_) => session.submit()?,
+        End::Itself | End::Silent | End::Watched(_) => session.submit()?,
+        End::Somehow => {
+            session.meet()?;
+            session.tell(&told, true)?;
+            session.submit()?;
+        }
         End::ItselfWhenTold => {
             // Its bindings are told with the books.
             let bindings = session.agents()?.bindings;
             told.own_tables = bound(&bindings, BindingKind::Grant)?.physical - TABLES_BYTES;
             session.tell(&told, true)?;
         }
-        End::Late => {
+        End::Owes(_) => {
             session.meet()?;
             session.tell(&told, true)?;
             session.watch(&before)?;
@@ -172,13 +180,14 @@ fn commit(session: &mut Session<'_>, attack: &Attack, image: &[u8]) -> Result<Ma
         }
     }
     let after = wait_for("the attack ends", || {
+        session.answer(request)?;
         let books = session.books()?;
         Ok((books.rollbacks != before.rollbacks).then_some(books))
     })?;
     let counted = |books: &Books| (books.rollbacks, books.epitaphs, books.replacements, books.given_up);
     let expected = (before.rollbacks + 1, before.epitaphs + 1, before.replacements, before.given_up);
     ensure!(counted(&after) == expected, "{:?} in the books, and not {expected:?}", counted(&after));
-    let answer = session.with_manager(|manager| Ok(manager.answer(request)))?;
+    let answer = session.answer(request)?;
     let record = session.epitaph(attack.name)?;
     Ok(Made { told, record, answer })
 }
@@ -213,11 +222,12 @@ fn kill(session: &Session<'_>) -> Result<()> {
 }
 
 impl Session<'_> {
-    /// Waits until the host has heard of the agent that runs.
-    fn meet(&self) -> Result<()> {
-        wait_for("the host hears of it", || {
-            Ok((self.enclave.snapshot().incarnation == self.running()?.incarnation).then_some(()))
-        })
+    /// The answer to the request for a hostile agent to take over, so far. It can't be that it stayed.
+    fn answer(&self, request: u32) -> Result<Option<ReplyLine>> {
+        let answer = self.with_manager(|manager| Ok(manager.answer(request)))?;
+        let refused = |answer: &ReplyLine| !matches!(answer.reply, Reply::Pending | Reply::RolledBack);
+        ensure!(!answer.as_ref().is_some_and(refused), "the supervisor says {answer:?}");
+        Ok(answer)
     }
 
     /// Has the neighbours work for a while beside an attack that has begun since `before`.
@@ -255,8 +265,7 @@ fn judge(attack: &Attack, made: &Made, report: &Report) -> Result<()> {
         check("the outcome", report.outcomes.get(outcome.name()).is_some_and(|&count| count >= times));
     }
     let fault = match attack.end {
-        End::Late => Some(Fault::AgentLate),
-        End::Watched(fault) => Some(fault),
+        End::Owes(fault) | End::Watched(fault) => Some(fault),
         _ => None,
     };
     if let Some(fault) = fault {
