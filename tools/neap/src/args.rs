@@ -133,9 +133,10 @@ pub struct RunOptions {
     pub cpus: u16,
     /// An enclave of its own for some host CPUs, in place of --cpus and --policy; may be repeated
     ///
-    /// cpus=0-3,policy=fifo[,agent=NAME_OR_FILE]: agent is an image's file, or the name of an agent
-    /// that is built from the checkout, which takes over from the bundle's. The rate is shared out
-    /// by the number of CPUs.
+    /// cpus=0-3,policy=fifo[,agent=NAME_OR_FILE][,cores=N]: agent is an image's file, or the name of
+    /// an agent that is built from the checkout, which takes over from the bundle's; cores is how many
+    /// cores of the IPU it has, if its image is for as many. The rate is shared out by the number of
+    /// CPUs.
     #[arg(long, value_name = "SPEC", conflicts_with_all = ["cpus", "policy"])]
     pub enclave: Vec<EnclaveAsked>,
     /// How long an agent may owe a decision before it is ended
@@ -157,8 +158,8 @@ pub struct RunOptions {
     /// Requests whose task yields between two GETs (TASK_YIELD)
     #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
     pub yielding: f64,
-    /// Cores of the IPU; core 0 supervises. One more than there are enclaves at least
-    #[arg(long, default_value_t = 2, value_parser = RangedU64ValueParser::<u16>::new().range(2..=16))]
+    /// Cores of the IPU; core 0 supervises. One more than the enclaves' agents have at least
+    #[arg(long, default_value_t = 2, value_parser = RangedU64ValueParser::<u16>::new().range(2..=u64::from(enclaves::IPU_CORES_MAX)))]
     pub cores: u16,
     /// Run the very same agent as a process on the host instead of in QEMU
     #[arg(long)]
@@ -266,7 +267,7 @@ mod tests {
             ("--policy lifo", "possible values: fifo"),
             ("--sed 3", "--seed"),
             ("--watchdog-ms 0", "1..=60000"),
-            ("--enclave cpus=0-3,cores=4", "`cores` is unknown"),
+            ("--enclave cpus=0-3,core=4", "`core` is unknown"),
             ("--enclave cpus=0-3 --cpus 4", "cannot be used with"),
             ("--enclave cpus=0-3 --policy fifo", "cannot be used with"),
         ] {

@@ -4,10 +4,13 @@ use std::str::FromStr;
 
 use anyhow::{Result, bail, ensure};
 use neap_abi::CPUS_MAX;
+use neap_abi::image::CORES_MAX;
 use serde::{Deserialize, Serialize};
 
 /// Enclaves at most: the IPU's PCI device has as many functions.
 pub const ENCLAVES_MAX: usize = 8;
+/// Cores of the IPU at most.
+pub const IPU_CORES_MAX: u16 = 16;
 /// Policies that there are.
 pub const POLICIES: [&str; 1] = ["fifo"];
 
@@ -22,12 +25,20 @@ pub struct EnclaveAsked {
     pub policy: String,
     /// The agent to load, if not the bundle's for the policy: an image's file, or a name.
     pub agent: Option<String>,
+    /// Cores that its agent can use, if its image is for as many.
+    pub cores: u16,
 }
 
 impl EnclaveAsked {
     /// The enclave of `cpus` CPUs that there is without `--enclave`.
     pub fn only(cpus: u16, policy: &str) -> Self {
-        Self { first_cpu: 0, last_cpu: cpus.saturating_sub(1), policy: policy.to_owned(), agent: None }
+        Self {
+            first_cpu: 0,
+            last_cpu: cpus.saturating_sub(1),
+            policy: policy.to_owned(),
+            agent: None,
+            cores: 1,
+        }
     }
 
     /// Its CPUs' numbers.
@@ -48,7 +59,8 @@ impl EnclaveAsked {
     /// As an option that asks for the same.
     pub fn spec(&self) -> String {
         let agent = self.agent.as_ref().map_or_else(String::new, |agent| format!(",agent={agent}"));
-        format!("cpus={},policy={}{agent}", self.range(), self.policy)
+        let cores = if self.cores == 1 { String::new() } else { format!(",cores={}", self.cores) };
+        format!("cpus={},policy={}{agent}{cores}", self.range(), self.policy)
     }
 }
 
@@ -60,7 +72,7 @@ impl FromStr for EnclaveAsked {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mut cpus, mut policy, mut agent) = (None, None, None);
+        let (mut cpus, mut policy, mut agent, mut cores) = (None, None, None, None);
         for part in text.split(',') {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(format!("`{part}` is no key=value; an enclave is cpus=0-3,policy=fifo"));
@@ -69,7 +81,8 @@ impl FromStr for EnclaveAsked {
                 "cpus" => &mut cpus,
                 "policy" => &mut policy,
                 "agent" => &mut agent,
-                _ => return Err(format!("`{key}` is unknown; an enclave has cpus, policy and agent")),
+                "cores" => &mut cores,
+                _ => return Err(format!("`{key}` is unknown; an enclave has cpus, policy, agent and cores")),
             };
             if value.is_empty() {
                 return Err(format!("`{key}` is empty; give it a value, or leave it out"));
@@ -92,8 +105,17 @@ impl FromStr for EnclaveAsked {
         if !POLICIES.contains(&policy) {
             return Err(format!("policy={policy} is unknown; there is {}", POLICIES.join(", ")));
         }
-        Ok(Self { first_cpu, last_cpu, policy: policy.to_owned(), agent: agent.map(str::to_owned) })
+        let cores = match cores.map_or(Ok(1), str::parse) {
+            Ok(cores @ 1..=CORES_MAX) => cores,
+            _ => return Err(format!("cores={} is none of 1 to {CORES_MAX}", cores.unwrap_or_default())),
+        };
+        Ok(Self { first_cpu, last_cpu, policy: policy.to_owned(), agent: agent.map(str::to_owned), cores })
     }
+}
+
+/// Cores of the IPU that enclaves take: their agents', and one that supervises.
+pub fn cores(enclaves: &[EnclaveAsked]) -> u16 {
+    1 + enclaves.iter().map(|one| one.cores).sum::<u16>()
 }
 
 /// Checks what no single enclave can tell.
@@ -103,7 +125,17 @@ pub fn check(enclaves: &[EnclaveAsked], on_host: bool) -> Result<()> {
         "{} enclaves, and the IPU has a function for {ENCLAVES_MAX}: leave some out",
         enclaves.len()
     );
+    ensure!(
+        cores(enclaves) <= IPU_CORES_MAX,
+        "the enclaves' agents take {} cores, and the IPU has {IPU_CORES_MAX}, one of which supervises: give some fewer",
+        cores(enclaves) - 1
+    );
     for (at, one) in enclaves.iter().enumerate() {
+        ensure!(
+            one.cores == 1 || !on_host,
+            "cores={} is of the IPU; leave it out, or run without --on-host",
+            one.cores
+        );
         if let Some(agent) = one.agent.as_ref().filter(|_| on_host) {
             bail!("agent={agent} is an image for the IPU; leave it out, or run without --on-host");
         }
@@ -135,6 +167,9 @@ mod tests {
         assert_eq!((enclave.cpus(), enclave.count()), (4..=7, 4));
         assert_eq!(enclave.agent.as_deref(), Some("wild_store"));
         assert_eq!(asked(&enclave.spec()), enclave);
+        let wide = asked("cpus=0,cores=2");
+        assert_eq!((wide.cores, cores(&[wide.clone(), asked("cpus=1")])), (2, 4));
+        assert_eq!(asked(&wide.spec()), wide);
         let one = asked("cpus=255");
         assert_eq!((one.spec(), one.count()), ("cpus=255,policy=fifo".to_owned(), 1));
         assert_eq!(EnclaveAsked::only(4, "fifo"), asked("cpus=0-3,policy=fifo"));
@@ -153,6 +188,9 @@ mod tests {
             ("cpus=0-3-5", "`3-5` is no CPU"),
             ("cpus=a", "`a` is no CPU"),
             ("cpus=-1", "`` is no CPU"),
+            ("cpus=0,cores=0", "cores=0 is none of 1 to 8"),
+            ("cpus=0,cores=9", "cores=9 is none of 1 to 8"),
+            ("cpus=0,cores=many", "cores=many is none of 1 to 8"),
             ("cpus=0,policy=lifo", "policy=lifo is unknown; there is fifo"),
         ] {
             let error = text.parse::<EnclaveAsked>().unwrap_err();
@@ -171,6 +209,9 @@ mod tests {
         );
         let many: Vec<_> = (0..9).map(|cpu| asked(&format!("cpus={cpu}"))).collect();
         assert!(refused(&many, false).contains("a function for 8"));
+        let wide = ["cpus=0,cores=8", "cpus=1,cores=8"].map(asked);
+        assert!(refused(&wide, false).contains("take 16 cores, and the IPU has 16"));
+        assert!(refused(&wide[..1], true).contains("without --on-host"));
         let image = [asked("cpus=0,agent=x")];
         check(&image, false).unwrap();
         assert!(refused(&image, true).contains("without --on-host"));

@@ -19,7 +19,7 @@ use xtask::setup;
 pub use rundir::alive;
 
 use crate::args::RunOptions;
-use crate::enclaves::EnclaveAsked;
+use crate::enclaves::{self, EnclaveAsked};
 use crate::inspect::snapshot;
 use crate::manage;
 use crate::report::{Parameters, Record};
@@ -53,8 +53,8 @@ pub fn run(options: &RunOptions) -> Result<u8> {
         policy: policies.join(", "),
         cpus: enclaves.iter().map(EnclaveAsked::count).sum(),
         watchdog_ms: options.watchdog_ms,
-        // Each enclave's agent has a core of its own, beside the supervisor's.
-        cores: options.cores.max(enclaves.len() as u16 + 1),
+        // Each enclave's agent has cores of its own, beside the supervisor's.
+        cores: options.cores.max(enclaves::cores(&enclaves)),
         // 32 bits are easy to type again, and exact in every reader of JSON.
         seed: options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
         seconds: options.seconds,

@@ -68,7 +68,8 @@ impl Parts {
                 machine.windows = windows;
                 machine.doorbells = sockets.iter().map(|socket| (socket.clone(), vectors)).collect();
                 // A supervisor that panics ends the machine, and so is seen at once.
-                machine.bootargs = vec!["neap.exit=1".to_owned()];
+                let cores: Vec<_> = asked.enclaves.iter().map(|enclave| enclave.cores.to_string()).collect();
+                machine.bootargs = vec!["neap.exit=1".to_owned(), format!("neap.cores={}", cores.join(","))];
                 machine.command(program, elf)?
             }
             None => {
