@@ -44,6 +44,8 @@ pub(super) enum End {
     Killed,
     /// Nobody hears of it in time.
     Silent,
+    /// As above, and its first core is given back or taken, whichever is sooner: it may end without an epitaph.
+    Half,
 }
 
 /// What an epitaph has to say.
@@ -443,7 +445,7 @@ pub(super) const ATTACKS: &[Attack] = &[
         }
     }),
     ended("a47_second_core", 6, "keeps both its cores", End::Killed, ABORT),
-    ended("a47_second_core", 7, "keeps its second core when it is asked for both", End::Silent, ABORT),
+    ended("a47_second_core", 7, "keeps its second core when it is asked for both", End::Half, ABORT),
 ];
 
 /// What is no proper use of a register ends the agent, unless the machine does not mind. QEMU does not where no register
