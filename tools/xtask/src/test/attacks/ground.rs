@@ -339,11 +339,9 @@ pub(super) struct Session<'g> {
 impl Session<'_> {
     fn hold<T>(&mut self, with: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.work().context("before the attack")?;
-        // Its start may not be in the books yet.
-        let before = wait_for("every agent has its core", || {
-            let books = self.books()?;
-            Ok((books.cores_free == ITS_CORES - 1).then_some(books))
-        })?;
+        self.meet()?;
+        let before = self.books()?;
+        ensure!(before.cores_free == ITS_CORES - 1, "{} cores are free", before.cores_free);
         let done = with(self)?;
         self.restore().context("the agent before it does not come back")?;
         self.work().context("after the attack")?;
@@ -373,6 +371,13 @@ impl Session<'_> {
             after.level.name()
         );
         Ok(())
+    }
+
+    /// Waits until host and supervisor agree on which agent runs; it is in the books then.
+    pub fn meet(&self) -> Result<()> {
+        wait_for("the host hears of who runs", || {
+            Ok((self.enclave.snapshot().incarnation == self.running()?.incarnation).then_some(()))
+        })
     }
 
     /// Creates a round of tasks, and does not wait for them.

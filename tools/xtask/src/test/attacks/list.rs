@@ -34,8 +34,8 @@ pub(super) enum End {
     Itself,
     /// By what it does, once it is told where it lies.
     ItselfWhenTold,
-    /// Its host waits for a decision in vain, after its neighbours' work was watched for a while.
-    Late,
+    /// Its host waits for a decision in vain, after its neighbours' work was watched for a while, and says so.
+    Owes(Fault),
     /// Its host sees through it.
     Watched(Fault),
     /// Its host sees through it or waits in vain, whichever comes first.
@@ -44,6 +44,8 @@ pub(super) enum End {
     Killed,
     /// Nobody hears of it in time.
     Silent,
+    /// As above, and its first core is given back or taken, whichever is sooner: it may end without an epitaph.
+    Half,
 }
 
 /// What an epitaph has to say.
@@ -218,11 +220,11 @@ pub(super) const ATTACKS: &[Attack] = &[
         }),
     ),
     itself("a14_panic", 0, "panics", panics("deliberate, on core 3")),
-    ended("a15_hang", 0, "loops and decides nothing", End::Late, LATE),
+    ended("a15_hang", 0, "loops and decides nothing", End::Owes(Fault::AgentLate), LATE),
     ended("a15_hang", 1, "loops and has never said that it runs", End::Silent, ABORT),
     itself("a16_mask_interrupts", 0, "masks interrupts", exception(class::REGISTER)),
-    ended("a17_wait_for_ever", 0, "waits for an interrupt, for ever", End::Late, LATE),
-    ended("a17_wait_for_ever", 1, "waits for an event, for ever", End::Late, LATE),
+    ended("a17_wait_for_ever", 0, "waits for an interrupt, for ever", End::Owes(Fault::AgentLate), LATE),
+    ended("a17_wait_for_ever", 1, "waits for an event, for ever", End::Owes(Fault::AgentLate), LATE),
     ended(
         "a18_refuse_revocation",
         0,
@@ -360,6 +362,14 @@ pub(super) const ATTACKS: &[Attack] = &[
         End::Somehow,
         Proof { cause: None, ..PLAIN },
     ),
+    ended(
+        "a37_garbage_in_control_line",
+        1,
+        "says that it is the next agent, again and again",
+        End::Owes(Fault::AgentLate),
+        LATE,
+    ),
+    ended("a37_garbage_in_control_line", 2, "says that it has ended", End::Owes(Fault::AgentDead), LATE),
     itself(
         "a38_dma_out_of_bounds",
         0,
@@ -367,7 +377,7 @@ pub(super) const ATTACKS: &[Attack] = &[
         // Destination, source, source, destination, alignment, size, and a vector that nobody has.
         panics("[5, 4, 4, 5, 2, 3, 8]"),
     ),
-    ended("a39_scribble", 0, "scribbles over all that it may write to", End::Late, LATE),
+    ended("a39_scribble", 0, "scribbles over all that it may write to", End::Owes(Fault::AgentLate), LATE),
     ended("a42_store_own_tables", 0, "stores to its own translation tables", End::ItselfWhenTold, {
         store(class::NOT_PERMITTED, |told| at(told.own_tables))
     }),
@@ -435,7 +445,7 @@ pub(super) const ATTACKS: &[Attack] = &[
         }
     }),
     ended("a47_second_core", 6, "keeps both its cores", End::Killed, ABORT),
-    ended("a47_second_core", 7, "keeps its second core when it is asked for both", End::Silent, ABORT),
+    ended("a47_second_core", 7, "keeps its second core when it is asked for both", End::Half, ABORT),
 ];
 
 /// What is no proper use of a register ends the agent, unless the machine does not mind. QEMU does not where no register

@@ -113,8 +113,8 @@ fn tried(verdict: &mut Verdict, what: &str, make: impl FnOnce() -> Result<String
 /// What an attack came to.
 struct Made {
     told: Told,
-    /// The epitaph of its agent.
-    record: EpitaphRecord,
+    /// The epitaph of its agent, if it has one.
+    record: Option<EpitaphRecord>,
     /// What the supervisor said to the request that brought the agent in; none if a later one took its place.
     answer: Option<ReplyLine>,
 }
@@ -122,7 +122,7 @@ struct Made {
 /// Makes one attack; what was found, in words.
 fn make(ground: &Ground<'_>, attack: &Attack, image: &[u8]) -> Result<String> {
     let watchdog = match attack.end {
-        End::Late | End::Silent | End::Somehow | End::Watched(Fault::AgentLate) => HASTY,
+        End::Owes(_) | End::Silent | End::Half | End::Somehow | End::Watched(Fault::AgentLate) => HASTY,
         _ => PATIENT,
     };
     let since = ground.rounds();
@@ -146,21 +146,29 @@ fn commit(session: &mut Session<'_>, attack: &Attack, image: &[u8]) -> Result<Ma
     session.tell(&told, false)?;
     let before = session.books()?;
     let trial = match attack.end {
-        End::Silent => SHORT_TRIAL,
+        End::Silent | End::Half => SHORT_TRIAL,
         End::Somehow => SOME_TRIAL,
         _ => LONG_TRIAL,
     };
     let request = take_over(session, image, attack.name, trial)?;
-    wait_for("the attack begins", || Ok((session.books()?.started != before.started).then_some(())))?;
+    wait_for("the attack begins", || {
+        session.answer(request)?;
+        Ok((session.books()?.started != before.started).then_some(()))
+    })?;
     match attack.end {
-        End::Itself | End::Silent | End::Somehow | End::Watched(_) => session.submit()?,
+        End::Itself | End::Silent | End::Half | End::Watched(_) => session.submit()?,
+        End::Somehow => {
+            session.meet()?;
+            session.tell(&told, true)?;
+            session.submit()?;
+        }
         End::ItselfWhenTold => {
             // Its bindings are told with the books.
             let bindings = session.agents()?.bindings;
             told.own_tables = bound(&bindings, BindingKind::Grant)?.physical - TABLES_BYTES;
             session.tell(&told, true)?;
         }
-        End::Late => {
+        End::Owes(_) => {
             session.meet()?;
             session.tell(&told, true)?;
             session.watch(&before)?;
@@ -172,14 +180,17 @@ fn commit(session: &mut Session<'_>, attack: &Attack, image: &[u8]) -> Result<Ma
         }
     }
     let after = wait_for("the attack ends", || {
+        session.answer(request)?;
         let books = session.books()?;
         Ok((books.rollbacks != before.rollbacks).then_some(books))
     })?;
+    let without = attack.end == End::Half && after.epitaphs == before.epitaphs;
     let counted = |books: &Books| (books.rollbacks, books.epitaphs, books.replacements, books.given_up);
-    let expected = (before.rollbacks + 1, before.epitaphs + 1, before.replacements, before.given_up);
+    let epitaphs = before.epitaphs + u32::from(!without);
+    let expected = (before.rollbacks + 1, epitaphs, before.replacements, before.given_up);
     ensure!(counted(&after) == expected, "{:?} in the books, and not {expected:?}", counted(&after));
-    let answer = session.with_manager(|manager| Ok(manager.answer(request)))?;
-    let record = session.epitaph(attack.name)?;
+    let answer = session.answer(request)?;
+    let record = if without { None } else { Some(session.epitaph(attack.name)?) };
     Ok(Made { told, record, answer })
 }
 
@@ -213,11 +224,12 @@ fn kill(session: &Session<'_>) -> Result<()> {
 }
 
 impl Session<'_> {
-    /// Waits until the host has heard of the agent that runs.
-    fn meet(&self) -> Result<()> {
-        wait_for("the host hears of it", || {
-            Ok((self.enclave.snapshot().incarnation == self.running()?.incarnation).then_some(()))
-        })
+    /// The answer to the request for a hostile agent to take over, so far. It can't be that it stayed.
+    fn answer(&self, request: u32) -> Result<Option<ReplyLine>> {
+        let answer = self.with_manager(|manager| Ok(manager.answer(request)))?;
+        let refused = |answer: &ReplyLine| !matches!(answer.reply, Reply::Pending | Reply::RolledBack);
+        ensure!(!answer.as_ref().is_some_and(refused), "the supervisor says {answer:?}");
+        Ok(answer)
     }
 
     /// Has the neighbours work for a while beside an attack that has begun since `before`.
@@ -232,6 +244,7 @@ impl Session<'_> {
 fn judge(attack: &Attack, made: &Made, report: &Report) -> Result<()> {
     let Made { told, record, answer } = made;
     let Proof { cause, class, store, far, text, also } = &attack.proof;
+    let Some(record) = record else { return Ok(()) };
     let epitaph = &record.epitaph;
     let mut wrong = Vec::new();
     let mut check = |what, holds: bool| {
@@ -255,8 +268,7 @@ fn judge(attack: &Attack, made: &Made, report: &Report) -> Result<()> {
         check("the outcome", report.outcomes.get(outcome.name()).is_some_and(|&count| count >= times));
     }
     let fault = match attack.end {
-        End::Late => Some(Fault::AgentLate),
-        End::Watched(fault) => Some(fault),
+        End::Owes(fault) | End::Watched(fault) => Some(fault),
         _ => None,
     };
     if let Some(fault) = fault {
@@ -275,7 +287,8 @@ fn judge(attack: &Attack, made: &Made, report: &Report) -> Result<()> {
 
 /// What an attack came to.
 fn in_words(attack: &Attack, made: &Made, report: &Report) -> String {
-    let epitaph = &made.record.epitaph;
+    let Some(record) = &made.record else { return "it gave its first core back".to_owned() };
+    let epitaph = &record.epitaph;
     let mut words = format!("{}: {}", epitaph.cause.name(), epitaph.text());
     if epitaph.cause == Cause::Synchronous {
         words += &format!(" (ESR {:#x}, FAR {:#x}, ELR {:#x})", epitaph.esr, epitaph.far, epitaph.elr);
