@@ -69,6 +69,12 @@ impl<const W: usize> Line<W> {
         Some((payload, tag))
     }
 
+    /// Whether nothing was ever written.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.words().iter().all(|word| *word == 0)
+    }
+
     /// Makes the line fresh again: it proves nothing.
     pub fn clear(&self) {
         for word in &self.0 {

@@ -203,10 +203,11 @@ impl Core {
         next
     }
 
-    /// The oldest end that the supervisor has not heard of, and where the core stood then.
-    pub fn heard_of(&self) -> (Option<End>, CoreState) {
-        let mut ends = self.ends.lock();
-        let end = ends.pop_front();
-        (end, self.state())
+    /// The oldest end that the supervisor has not heard of.
+    ///
+    /// # Errors
+    /// There is none, and this is where the core stands: both as of one moment, for an agent may end in any other.
+    pub fn heard_of(&self) -> Result<End, CoreState> {
+        self.ends.lock().pop_front().ok_or_else(|| self.state())
     }
 }

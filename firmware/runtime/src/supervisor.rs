@@ -398,7 +398,7 @@ impl Held {
         let mut settled = true;
         for (number, core) in self.cores.clone().enumerate().skip(1) {
             let entry = cores::core(core);
-            while let (Some(end), _) = entry.heard_of() {
+            while let Ok(end) = entry.heard_of() {
                 self.follower_ended(core, &end);
             }
             let Some(helper) = self.helpers.get_mut(core) else { continue };
@@ -497,7 +497,10 @@ impl Supervisor {
     fn hear_of_ends(&mut self, index: usize, now_us: u64) -> Option<CoreState> {
         let held = self.enclaves.get_mut(index)?;
         loop {
-            let (Some(mut end), _) = held.core().heard_of() else { return Some(held.core().heard_of().1) };
+            let mut end = match held.core().heard_of() {
+                Ok(end) => end,
+                Err(state) => return Some(state),
+            };
             held.began = end.began;
             // If another of its cores was to blame, that is what is told.
             if let Some(fallen) =

@@ -91,6 +91,21 @@ const fn name(command: Manage) -> &'static str {
     }
 }
 
+/// How long a line may be half written: its writer's core may have lost its turn meanwhile.
+const HALF_WRITTEN: Duration = Duration::from_millis(50);
+
+/// What a line says, once it is whole; nothing if none was ever written, or its writer stopped amid one.
+fn whole(line: &Line) -> Option<Payload> {
+    let start = Instant::now();
+    loop {
+        match line.read_any() {
+            Some((payload, _)) => return Some(payload),
+            None if line.is_fresh() || start.elapsed() >= HALF_WRITTEN => return None,
+            None => std::thread::sleep(LOOK),
+        }
+    }
+}
+
 /// What the supervisor's lines say.
 #[derive(Clone, Debug, Default)]
 pub struct Agents {
@@ -108,7 +123,7 @@ impl Agents {
     /// From the lines of a supervisor's region.
     #[must_use]
     pub fn read(lines: &[Line]) -> Self {
-        Self::of(|at| Some(lines.get(at)?.read_any()?.0))
+        Self::of(|at| whole(lines.get(at)?))
     }
 
     /// From the payloads of those lines, by their place.
@@ -268,7 +283,7 @@ impl<'w> Manager<'w> {
         Agents::read(self.supervisor)
     }
 
-    /// The agent that runs, or ran last, by the supervisor's word.
+    /// The agent that runs, or ran last, by the supervisor's word; none while that is being written.
     #[must_use]
     pub fn running(&self) -> Option<Identity> {
         let (payload, _) = self.supervisor.get(RUNNING_LINE)?.read_any()?;
