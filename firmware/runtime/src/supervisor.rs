@@ -497,7 +497,9 @@ impl Supervisor {
     fn hear_of_ends(&mut self, index: usize, now_us: u64) -> Option<CoreState> {
         let held = self.enclaves.get_mut(index)?;
         loop {
-            let (Some(mut end), _) = held.core().heard_of() else { return Some(held.core().heard_of().1) };
+            // Asked once: an end that comes after this is the next look's.
+            let (end, core) = held.core().heard_of();
+            let Some(mut end) = end else { return Some(core) };
             held.began = end.began;
             // If another of its cores was to blame, that is what is told.
             if let Some(fallen) =
