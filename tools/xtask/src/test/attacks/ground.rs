@@ -43,9 +43,11 @@ const CPUS: u16 = 2;
 /// Tasks of one round of an enclave's work.
 const ROUND_TASKS: u64 = 24;
 /// Rounds that each neighbour has to finish while an attack is on.
-pub(super) const ROUNDS: u64 = 3;
+pub(super) const ROUNDS: u64 = 5;
 /// How long anything may take, on a machine that others use too.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// After this, who runs is no longer about to change by itself.
+const SETTLED: Duration = Duration::from_secs(2);
 /// The request whose task is not to end before all else has.
 const PINNED: u64 = u64::MAX;
 /// The interrupt controller of QEMU's `virt`.
@@ -380,6 +382,12 @@ impl Session<'_> {
         })
     }
 
+    /// How things stand, for an error.
+    pub fn standing(&self) -> String {
+        let agent = self.enclave.link().link().agent();
+        format!("{:?}; {:?}; its agent says {agent:?}", self.agents(), self.enclave.snapshot())
+    }
+
     /// Creates a round of tasks, and does not wait for them.
     pub fn submit(&mut self) -> Result<()> {
         submit(&self.enclave, &mut self.next).map(|_| ())
@@ -387,8 +395,13 @@ impl Session<'_> {
 
     /// Sees that FIFO runs again, by its own doing or by ours.
     fn restore(&self) -> Result<()> {
-        if self.running()?.name() != "fifo" {
-            self.with_manager(|manager| Ok(manager.replace("fifo", PATIENCE, PATIENCE)?))?;
+        // Who was rolled back to may not be in the books yet.
+        let begun = Instant::now();
+        while self.running()?.name() != "fifo" {
+            if begun.elapsed() > SETTLED {
+                self.with_manager(|manager| Ok(manager.replace("fifo", PATIENCE, PATIENCE)?))?;
+            }
+            thread::sleep(Duration::from_micros(500));
         }
         Ok(())
     }

@@ -154,7 +154,8 @@ fn commit(session: &mut Session<'_>, attack: &Attack, image: &[u8]) -> Result<Ma
     wait_for("the attack begins", || {
         session.answer(request)?;
         Ok((session.books()?.started != before.started).then_some(()))
-    })?;
+    })
+    .with_context(|| session.standing())?;
     match attack.end {
         End::Itself | End::Silent | End::Half | End::Watched(_) => session.submit()?,
         End::Somehow => {
@@ -183,7 +184,8 @@ fn commit(session: &mut Session<'_>, attack: &Attack, image: &[u8]) -> Result<Ma
         session.answer(request)?;
         let books = session.books()?;
         Ok((books.rollbacks != before.rollbacks).then_some(books))
-    })?;
+    })
+    .with_context(|| session.standing())?;
     let without = attack.end == End::Half && after.epitaphs == before.epitaphs;
     let counted = |books: &Books| (books.rollbacks, books.epitaphs, books.replacements, books.given_up);
     let epitaphs = before.epitaphs + u32::from(!without);
@@ -289,7 +291,8 @@ fn judge(attack: &Attack, made: &Made, report: &Report) -> Result<()> {
 fn in_words(attack: &Attack, made: &Made, report: &Report) -> String {
     let Some(record) = &made.record else { return "it gave its first core back".to_owned() };
     let epitaph = &record.epitaph;
-    let mut words = format!("{}: {}", epitaph.cause.name(), epitaph.text());
+    let text = if epitaph.text().is_empty() { "no word of it is its own" } else { epitaph.text() };
+    let mut words = format!("{}: {text}", epitaph.cause.name());
     if epitaph.cause == Cause::Synchronous {
         words += &format!(" (ESR {:#x}, FAR {:#x}, ELR {:#x})", epitaph.esr, epitaph.far, epitaph.elr);
     }
