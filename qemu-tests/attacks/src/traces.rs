@@ -1,7 +1,7 @@
 //! What an agent leaves in its memory, and what the next one finds there.
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::AtomicU64;
 
 use neap_hal::cpu::forbidden::{load_long, store_long};
 
@@ -9,17 +9,25 @@ use neap_hal::cpu::forbidden::{load_long, store_long};
 pub const PATTERN: u64 = 0x5ec2_e75e_5ec2_e75e;
 /// Bytes of the stack, from its end on, that an agent here uses itself.
 pub const STACK_USED: u64 = 16 << 10;
-/// Words of the agent's own.
-const OWN_WORDS: usize = 64 << 10 >> 3;
 
-/// Memory of the agent's own.
-#[must_use]
-pub fn own_memory() -> Range<u64> {
-    static OWN: [AtomicU64; OWN_WORDS] = [const { AtomicU64::new(0) }; OWN_WORDS];
-    // Stored to once, so that it lies in memory that can be.
-    OWN[0].store(0, Ordering::Relaxed);
-    let start = OWN.as_ptr().expose_provenance() as u64;
-    start..start + size_of_val(&OWN) as u64
+/// Memory of an agent's own, zeroed.
+#[derive(Debug)]
+pub struct Own<const WORDS: usize>([AtomicU64; WORDS]);
+
+impl<const WORDS: usize> Own<WORDS> {
+    /// So many words.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is for statics")]
+    pub const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; WORDS])
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn range(&'static self) -> Range<u64> {
+        let start = self.0.as_ptr().expose_provenance() as u64;
+        start..start + size_of::<Self>() as u64
+    }
 }
 
 /// Fills memory with [`PATTERN`].

@@ -1,5 +1,5 @@
 //! Says of itself in its control line what is not so: random things, of which one in two speaks of the right session
-//! (variant 0); that it is the next agent, again and again (1); that it has ended (2).
+//! (variant 0); that it is the next agent, again and again (1) or once (2); that it has ended (3).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 neap_attacks::attack!(|given, told| {
@@ -25,6 +25,7 @@ neap_attacks::attack!(|given, told| {
                 payload
             }
             1 => AgentControl { incarnation: said.incarnation + count, ..said }.to_payload(),
+            2 => AgentControl { incarnation: said.incarnation + 1, ..said }.to_payload(),
             _ => AgentControl { state: AgentState::Dead, ..said }.to_payload(),
         };
         writer.write(line, &payload, 3);

@@ -9,9 +9,11 @@ mod card {
 
     neap_hal::entry_that_looks!(look);
 
+    static OWN: traces::Own<{ 64 << 10 >> 3 }> = traces::Own::new();
+
     extern "C" fn look(found: &Found) -> ! {
         let stack = traces::find(space::STACK_END - STACK_BYTES..space::STACK_END - traces::STACK_USED);
-        let memory = traces::find(traces::own_memory());
+        let memory = traces::find(OWN.range());
         // Its host has a look at where it lies meanwhile.
         let _ = wait_for_leave();
         for (number, value) in (0..).zip(found.general.iter().chain(&found.others)) {

@@ -234,12 +234,22 @@ impl Enclave {
             _ => Level::Host,
         };
         if state.level == Level::Ipu && fault != Fault::LinkDown {
+            let incarnation = Self::by_its_name(state, incarnation);
             state.condemned = Some(incarnation);
             if let (Some(command), Some(manager)) = (command, state.link.manager()) {
                 manager.condemn(command, incarnation);
             }
         }
         self.fall_back(state, to, fault);
+    }
+
+    /// The number that the supervisor gave to the agent that calls itself `incarnation`: one that is not there yet, or none, is
+    /// a name of the one that runs.
+    fn by_its_name(state: &State, incarnation: u32) -> u32 {
+        match state.link.manager().and_then(Manager::running) {
+            Some(runs) if incarnation == 0 || came_after(incarnation, runs.incarnation) => runs.incarnation,
+            _ => incarnation,
+        }
     }
 
     fn fall_back(&self, state: &mut State, to: Level, fault: Fault) {
@@ -272,7 +282,9 @@ impl Enclave {
             return;
         }
         let Some(agent) = Self::agent_of(state) else { return };
-        if agent.state != AgentState::Running || Some(agent.incarnation) == state.condemned {
+        if agent.state != AgentState::Running
+            || Some(Self::by_its_name(state, agent.incarnation)) == state.condemned
+        {
             return;
         }
         state.break_groups();
