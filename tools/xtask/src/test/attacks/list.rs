@@ -369,7 +369,14 @@ pub(super) const ATTACKS: &[Attack] = &[
         End::Owes(Fault::AgentLate),
         LATE,
     ),
-    ended("a37_garbage_in_control_line", 2, "says that it has ended", End::Owes(Fault::AgentDead), LATE),
+    ended(
+        "a37_garbage_in_control_line",
+        2,
+        "says that it is the next agent",
+        End::Owes(Fault::AgentLate),
+        LATE,
+    ),
+    ended("a37_garbage_in_control_line", 3, "says that it has ended", End::Owes(Fault::AgentDead), LATE),
     itself(
         "a38_dma_out_of_bounds",
         0,

@@ -18,7 +18,7 @@ use neap_attacks::Told;
 use neap_hal::cpu::mmu::TABLES_PER_SPACE;
 use neap_host::event::Fault;
 use neap_host::manager::ManageError;
-use neap_host::report::Report;
+use neap_host::report::{EpitaphReport, Report};
 use neap_host::worker::with_host;
 
 use super::Verdict;
@@ -278,11 +278,11 @@ fn judge(attack: &Attack, made: &Made, report: &Report) -> Result<()> {
     }
     ensure!(
         wrong.is_empty(),
-        "not as expected: {}; {answer:?}, outcomes {:?}, faults {:?}, {epitaph:x?} (text: {})",
+        "not as expected: {}; {answer:?}, outcomes {:?}, faults {:?}; {}",
         wrong.join(", "),
         report.outcomes,
         report.faults,
-        epitaph.text()
+        EpitaphReport::of(record).in_words()
     );
     Ok(())
 }
