@@ -6,6 +6,7 @@
 //! lies nothing, or a newcomer that waits, or, while a newcomer is on trial, the agent that it took over from.
 
 use neap_abi::control::{INCARNATION_MASK, came_after};
+use neap_abi::supervisor::Books;
 use neap_abi::version::VERSION;
 use neap_abi::{AgentState, Cause, HostCommand, HostControl, Manage, ManagerLine, Payload, Reply, Version};
 
@@ -184,31 +185,6 @@ enum Beside {
     Previous,
 }
 
-/// What the enclave's agents have come to, for the books.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Agents started.
-    pub started: u32,
-    /// Agents that ended by a fault, or were condemned.
-    pub faults: u32,
-    /// Cores taken back by an interrupt.
-    pub aborts: u32,
-    /// Cores asked for.
-    pub revocations: u32,
-    /// Newcomers that stayed.
-    pub replacements: u32,
-    /// Newcomers that did not.
-    pub rollbacks: u32,
-    /// Images refused.
-    pub images_refused: u32,
-    /// Commands refused.
-    pub commands_refused: u32,
-    /// Agents started again after an end.
-    pub restarts: u32,
-    /// Sessions given up.
-    pub given_up: u32,
-}
-
 /// One enclave.
 #[derive(Debug)]
 pub struct Enclave {
@@ -243,13 +219,14 @@ pub struct Enclave {
     answer: Option<(u32, Reply, u64)>,
     forget: Option<Place>,
     hand_over_due: bool,
-    tally: Tally,
+    /// What its agents have come to; what is the IPU's or its supervisor's stays 0 here.
+    tally: Books,
 }
 
 impl Enclave {
     /// No host yet, over `cpus` decision slots.
     #[must_use]
-    pub const fn new(cpus: u16) -> Self {
+    pub fn new(cpus: u16) -> Self {
         Self {
             cpus,
             asked: Wish::Nothing,
@@ -271,24 +248,13 @@ impl Enclave {
             answer: None,
             forget: None,
             hand_over_due: false,
-            tally: Tally {
-                started: 0,
-                faults: 0,
-                aborts: 0,
-                revocations: 0,
-                replacements: 0,
-                rollbacks: 0,
-                images_refused: 0,
-                commands_refused: 0,
-                restarts: 0,
-                given_up: 0,
-            },
+            tally: Books::default(),
         }
     }
 
-    /// What its agents have come to.
+    /// What its agents have come to: the books without what the supervisor alone knows.
     #[must_use]
-    pub fn tally(&self) -> Tally {
+    pub fn tally(&self) -> Books {
         self.tally
     }
 

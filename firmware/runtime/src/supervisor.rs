@@ -713,7 +713,6 @@ impl Supervisor {
         let cores_lost = agents.clone().filter(|core| state(*core) == CoreState::Dead).count() as u8;
         let now_us = self.now_us();
         for held in &self.enclaves {
-            let tally = held.enclave.tally();
             let books = Books {
                 pages,
                 pages_free,
@@ -724,18 +723,9 @@ impl Supervisor {
                     .enclave
                     .restart_us()
                     .map_or(0, |due_us| (due_us.saturating_sub(now_us) / 1000) as u32),
-                started: tally.started,
-                faults: tally.faults,
-                aborts: tally.aborts,
-                revocations: tally.revocations,
-                replacements: tally.replacements,
-                rollbacks: tally.rollbacks,
-                images_refused: tally.images_refused,
-                commands_refused: tally.commands_refused,
-                restarts: tally.restarts,
-                given_up: tally.given_up,
                 epitaphs: held.epitaphs,
                 pages_held: held.places.iter().flatten().map(LaidOut::pages).sum(),
+                ..held.enclave.tally()
             };
             held.window.tell(BOOKS_LINE, &books.to_payload());
             held.tell_agents();
