@@ -28,6 +28,8 @@
 //! | 560 | 64 | payload of the last message that it is known to have taken; zero if none |
 //! | 624 | 16 | zero |
 
+use core::fmt::{self, Write};
+
 use crate::crc::crc32c;
 use crate::line::{Payload, WORDS};
 
@@ -39,6 +41,8 @@ pub const RECORD_BYTES: usize = 640;
 pub const EPITAPHS_KEPT: usize = 8;
 /// Bytes of a core's region.
 pub const EPITAPHS_BYTES: usize = EPITAPHS_KEPT * RECORD_BYTES;
+/// Bytes of an epitaph's message.
+const TEXT_BYTES: usize = 128;
 /// "RIP." little-endian.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"RIP.");
 
@@ -137,7 +141,53 @@ pub struct Epitaph {
     /// Last bytes of the source file's name.
     pub file: [u8; 60],
     /// First bytes of the message.
-    pub text: [u8; 128],
+    pub text: [u8; TEXT_BYTES],
+}
+
+/// Text cut at what an epitaph's message holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut {
+    bytes: [u8; TEXT_BYTES],
+    length: usize,
+}
+
+impl Cut {
+    /// What `args` say, as much as fits.
+    #[must_use]
+    #[inline]
+    pub fn new(args: fmt::Arguments<'_>) -> Self {
+        let mut cut = Self { bytes: [0; TEXT_BYTES], length: 0 };
+        // It takes what fits and reports no error.
+        let _ = cut.write_fmt(args);
+        cut
+    }
+
+    /// The text's bytes.
+    #[must_use]
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+
+    /// The text.
+    #[must_use]
+    #[inline]
+    pub fn text(&self) -> &str {
+        core::str::from_utf8(self.bytes()).unwrap_or_default()
+    }
+}
+
+impl Write for Cut {
+    #[inline]
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for char in text.chars() {
+            let end = self.length + char.len_utf8();
+            let Some(place) = self.bytes.get_mut(self.length..end) else { break };
+            char.encode_utf8(place);
+            self.length = end;
+        }
+        Ok(())
+    }
 }
 
 impl Epitaph {
@@ -157,7 +207,7 @@ impl Epitaph {
             registers: [0; 32],
             line: 0,
             file: [0; 60],
-            text: [0; 128],
+            text: [0; TEXT_BYTES],
         }
     }
 
@@ -219,7 +269,7 @@ impl Epitaph {
     pub fn set_text(&mut self, text: &str) {
         let text = text.as_bytes();
         let head = &text[..text.len().min(self.text.len())];
-        self.text = [0; 128];
+        self.text = [0; TEXT_BYTES];
         self.text[..head.len()].copy_from_slice(head);
     }
 

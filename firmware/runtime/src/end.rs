@@ -2,10 +2,11 @@
 //! supervisor.
 
 use core::alloc::Layout;
-use core::fmt::{self, Write};
+use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicBool, Ordering, fence};
 
+use neap_abi::epitaph::Cut;
 use neap_abi::image::NAME_BYTES;
 use neap_abi::{Cause, Epitaph, EpitaphRecord};
 use neap_hal::board::console;
@@ -33,38 +34,6 @@ static ENDING: [AtomicBool; CORES_MAX] = [const { AtomicBool::new(false) }; CORE
 pub fn reset(core: usize) {
     if let Some(ending) = ENDING.get(core) {
         ending.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Text cut at what an epitaph holds.
-struct Cut {
-    bytes: [u8; 128],
-    length: usize,
-}
-
-impl Cut {
-    fn new(args: fmt::Arguments<'_>) -> Self {
-        let mut cut = Self { bytes: [0; 128], length: 0 };
-        // It takes what fits and reports no error.
-        let _ = cut.write_fmt(args);
-        cut
-    }
-
-    fn text(&self) -> &str {
-        let bytes = self.bytes.get(..self.length).unwrap_or_default();
-        core::str::from_utf8(bytes).unwrap_or_default()
-    }
-}
-
-impl Write for Cut {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for char in text.chars() {
-            let end = self.length + char.len_utf8();
-            let Some(place) = self.bytes.get_mut(self.length..end) else { break };
-            char.encode_utf8(place);
-            self.length = end;
-        }
-        Ok(())
     }
 }
 

@@ -1,13 +1,13 @@
 //! What an agent is given, and what becomes of it.
 
 use core::cell::UnsafeCell;
-use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
 use core::slice;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use neap_abi::Grant;
+use neap_abi::epitaph::Cut;
 use neap_abi::grant::{REVOKE_WORD, WORDS, call, space};
 use neap_agent::{AgentError, Bindings, Doorbell, Exit, Idle};
 use neap_hal::cpu::call::{call, last_call, relax};
@@ -151,33 +151,14 @@ pub fn begin(core: usize, main: fn(Given) -> Result<Exit, AgentError>, other: fn
     }
 }
 
-/// Text cut at what an epitaph holds.
-struct Cut {
-    bytes: [u8; 128],
-    length: usize,
-}
-
-impl Write for Cut {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for char in text.chars() {
-            let end = self.length + char.len_utf8();
-            let Some(place) = self.bytes.get_mut(self.length..end) else { break };
-            char.encode_utf8(place);
-            self.length = end;
-        }
-        Ok(())
-    }
-}
-
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    let mut text = Cut { bytes: [0; 128], length: 0 };
-    // It takes what fits and reports no error.
-    let _ = write!(text, "{}", info.message());
+    let text = Cut::new(format_args!("{}", info.message()));
+    let text = text.bytes();
     let (file, line) = info.location().map_or(("", 0), |location| (location.file(), location.line()));
     last_call::<{ call::PANIC }>([
-        text.bytes.as_ptr().expose_provenance() as u64,
-        text.length as u64,
+        text.as_ptr().expose_provenance() as u64,
+        text.len() as u64,
         file.as_ptr().expose_provenance() as u64,
         file.len() as u64,
         line.into(),
