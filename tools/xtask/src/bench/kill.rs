@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::lives::{self, CORES, ENCLAVES, Lives, PATIENCE, Subject, Times};
+use super::lives::{self, Balance, CORES, ENCLAVES, Lives, PATIENCE, Subject, Times};
 use crate::firmware::{self, Kind};
 use crate::ipu::Ipu;
 use crate::progress::Step;
@@ -53,13 +53,8 @@ struct Report {
     emulated: bool,
     /// Kills by an interrupt, the others were asked.
     aborted: u32,
-    tasks_created: u64,
-    tasks_finished: u64,
-    tasks_lost: u64,
-    tasks_doubled: u64,
-    fifo_violations: u64,
-    cores_leaked: i64,
-    pages_leaked: i64,
+    #[serde(flatten)]
+    balance: Balance,
     /// From the kill until the host knew of the agent's end or of its successor.
     detection_us: Times,
     /// From the kill until the host committed a decision of the successor.
@@ -70,8 +65,6 @@ struct Report {
     /// Decisions, the host's own and its on-host agent's included.
     decisions: u64,
     decisions_by_level: [u64; 3],
-    /// Decisions of the neighbour enclave meanwhile.
-    neighbour_decisions: u64,
     neighbour_lost: u64,
 }
 
@@ -139,7 +132,6 @@ fn kill(subject: &mut Subject, grace: Duration, now_us: &dyn Fn() -> u64) -> Res
 impl Report {
     fn new(lives: Lives<(Vec<u64>, Vec<u64>, u32)>, seed: u64, options: &Options) -> Self {
         let (detection, recovery, aborted) = lives.done;
-        let sum = |figure: fn(&neap_host::report::Report) -> u64| lives.reports.iter().map(figure).sum();
         let subject = lives.reports.first().cloned().unwrap_or_default();
         Self {
             bench: "kill",
@@ -148,29 +140,20 @@ impl Report {
             watchdog_ms: options.watchdog_ms,
             emulated: true,
             aborted,
-            tasks_created: sum(|report| report.tasks_created),
-            tasks_finished: sum(|report| report.tasks_finished),
-            tasks_lost: sum(|report| report.tasks_lost),
-            tasks_doubled: sum(|report| report.tasks_doubled),
-            fifo_violations: sum(|report| report.fifo_violations),
-            cores_leaked: lives.cores_leaked,
-            pages_leaked: lives.pages_leaked,
+            balance: lives.balance,
             detection_us: Times::of(detection),
             recovery_us: Times::of(recovery),
             fallbacks: subject.fallbacks.len(),
             comebacks: subject.comebacks,
             decisions: subject.decisions,
             decisions_by_level: subject.decisions_by_level,
-            neighbour_decisions: lives.neighbour_decisions,
             neighbour_lost: lives.reports.get(1).map_or(0, |report| report.tasks_lost),
         }
     }
 
     fn check(&self) -> Result<()> {
-        ensure!(self.tasks_created == self.tasks_finished, "tasks were left over: {self}");
-        ensure!(self.tasks_lost == 0 && self.tasks_doubled == 0, "tasks were lost or ran twice: {self}");
-        ensure!(self.cores_leaked == 0 && self.pages_leaked == 0, "cores or pages leaked: {self}");
-        ensure!(self.neighbour_decisions > 0, "the neighbour stood still: {self}");
+        self.balance.check(self)?;
+        ensure!(self.balance.neighbour_decisions > 0, "the neighbour stood still: {self}");
         Ok(())
     }
 }
@@ -182,11 +165,18 @@ impl fmt::Display for Report {
             "{} agents killed under load, {} of them by an interrupt (seed {})",
             self.kills, self.aborted, self.seed
         )?;
-        writeln!(f, "  {} tasks created, {} finished", self.tasks_created, self.tasks_finished)?;
+        writeln!(
+            f,
+            "  {} tasks created, {} finished",
+            self.balance.tasks_created, self.balance.tasks_finished
+        )?;
         writeln!(
             f,
             "  {} lost, {} doubled, {} cores leaked, {} pages leaked",
-            self.tasks_lost, self.tasks_doubled, self.cores_leaked, self.pages_leaked
+            self.balance.tasks_lost,
+            self.balance.tasks_doubled,
+            self.balance.cores_leaked,
+            self.balance.pages_leaked
         )?;
         for (what, times) in [("noticed", &self.detection_us), ("decided again", &self.recovery_us)] {
             writeln!(
@@ -196,6 +186,6 @@ impl fmt::Display for Report {
             )?;
         }
         writeln!(f, "  {} fallbacks, {} comebacks", self.fallbacks, self.comebacks)?;
-        writeln!(f, "  the neighbour made {} decisions meanwhile", self.neighbour_decisions)
+        writeln!(f, "  the neighbour made {} decisions meanwhile", self.balance.neighbour_decisions)
     }
 }

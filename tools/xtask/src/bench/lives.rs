@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use neap_abi::supervisor::Books;
 use neap_host::event::{Event, EventKind};
 use neap_host::report::Report;
@@ -101,12 +101,51 @@ pub struct Lives<T> {
     pub done: T,
     /// The enclaves' reports.
     pub reports: Vec<Report>,
-    /// Pages that are held by nobody's agent, and should be free.
-    pub pages_leaked: i64,
+    /// What became of their work.
+    pub balance: Balance,
+}
+
+/// What became of both enclaves' work, with the keys of `--json`.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Balance {
+    pub tasks_created: u64,
+    pub tasks_finished: u64,
+    pub tasks_lost: u64,
+    pub tasks_doubled: u64,
+    pub fifo_violations: u64,
     /// Cores that no agent runs on, though one should, or that the runtime lost.
     pub cores_leaked: i64,
-    /// Decisions of the neighbour while it was done.
+    /// Pages that are held by nobody's agent, and should be free.
+    pub pages_leaked: i64,
+    /// Decisions of the neighbour meanwhile.
     pub neighbour_decisions: u64,
+}
+
+impl Balance {
+    fn new(reports: &[Report], (pages_leaked, cores_leaked): (i64, i64), neighbour_decisions: u64) -> Self {
+        let sum = |figure: fn(&Report) -> u64| reports.iter().map(figure).sum();
+        Self {
+            tasks_created: sum(|report| report.tasks_created),
+            tasks_finished: sum(|report| report.tasks_finished),
+            tasks_lost: sum(|report| report.tasks_lost),
+            tasks_doubled: sum(|report| report.tasks_doubled),
+            fifo_violations: sum(|report| report.fifo_violations),
+            cores_leaked,
+            pages_leaked,
+            neighbour_decisions,
+        }
+    }
+
+    /// Whether all of it was done, once, and nothing is missing; `all` is the whole measurement, for the error.
+    ///
+    /// # Errors
+    /// What is not so.
+    pub fn check(&self, all: &impl std::fmt::Display) -> Result<()> {
+        ensure!(self.tasks_created == self.tasks_finished, "tasks were left over: {all}");
+        ensure!(self.tasks_lost == 0 && self.tasks_doubled == 0, "tasks were lost or ran twice: {all}");
+        ensure!(self.cores_leaked == 0 && self.pages_leaked == 0, "cores or pages leaked: {all}");
+        Ok(())
+    }
 }
 
 /// Runs both enclaves under load while `with` does something to the subject, told the time since the host began.
@@ -161,8 +200,9 @@ pub fn run<T>(
     });
     let (driven, reports) = ran;
     match driven {
-        Ok((done, (pages_leaked, cores_leaked), neighbour_decisions)) => {
-            Ok(Lives { done, reports, pages_leaked, cores_leaked, neighbour_decisions })
+        Ok((done, leaked, neighbour_decisions)) => {
+            let balance = Balance::new(&reports, leaked, neighbour_decisions);
+            Ok(Lives { done, reports, balance })
         }
         Err(error) => Err(error.context(format!("the IPU's console said:\n{}", ipu.console()))),
     }

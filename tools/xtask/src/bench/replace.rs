@@ -12,7 +12,7 @@ use neap_host::window::HostWindow;
 use neap_meter::record::{self, Record, Switch};
 use serde::Serialize;
 
-use super::lives::{self, CORES, ENCLAVES, Lives, PATIENCE, Subject};
+use super::lives::{self, Balance, CORES, ENCLAVES, Lives, PATIENCE, Subject};
 use super::path::metered::{Parts, Places, RECORDS, meter_args, wait_for_hello};
 use super::path::model::CLOCK_GHZ;
 use crate::budget::Budget;
@@ -78,14 +78,8 @@ struct Report {
     rolled_back: bool,
     rollbacks: u32,
     rollback_cause: String,
-    tasks_created: u64,
-    tasks_finished: u64,
-    tasks_lost: u64,
-    tasks_doubled: u64,
-    fifo_violations: u64,
-    cores_leaked: i64,
-    pages_leaked: i64,
-    neighbour_decisions: u64,
+    #[serde(flatten)]
+    balance: Balance,
 }
 
 /// Replaces agents under the meter and checks the blackout against `blackout_instructions_max`.
@@ -210,7 +204,6 @@ impl Report {
             switches.len()
         );
         let blackout = Spread::of(switches.iter().map(|switch| switch.blackout).collect());
-        let sum = |figure: fn(&neap_host::report::Report) -> u64| lives.reports.iter().map(figure).sum();
         Ok(Self {
             bench: "replace",
             policy: POLICY,
@@ -225,14 +218,7 @@ impl Report {
             rolled_back: rollbacks == 1,
             rollbacks,
             rollback_cause,
-            tasks_created: sum(|report| report.tasks_created),
-            tasks_finished: sum(|report| report.tasks_finished),
-            tasks_lost: sum(|report| report.tasks_lost),
-            tasks_doubled: sum(|report| report.tasks_doubled),
-            fifo_violations: sum(|report| report.fifo_violations),
-            cores_leaked: lives.cores_leaked,
-            pages_leaked: lives.pages_leaked,
-            neighbour_decisions: lives.neighbour_decisions,
+            balance: lives.balance,
         })
     }
 
@@ -243,10 +229,8 @@ impl Report {
             self.blackout_instructions_max,
             self.blackout_instructions_budget
         );
-        ensure!(self.tasks_created == self.tasks_finished, "tasks were left over: {self}");
-        ensure!(self.tasks_lost == 0 && self.tasks_doubled == 0, "tasks were lost or ran twice: {self}");
-        ensure!(self.fifo_violations == 0, "the order was broken: {self}");
-        ensure!(self.cores_leaked == 0 && self.pages_leaked == 0, "cores or pages leaked: {self}");
+        self.balance.check(self)?;
+        ensure!(self.balance.fifo_violations == 0, "the order was broken: {self}");
         ensure!(self.rolled_back, "{} newcomers were rolled back, not one: {self}", self.rollbacks);
         Ok(())
     }
@@ -268,12 +252,16 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "  {} tasks created, {} finished, {} lost, {} doubled, {} out of order",
-            self.tasks_created,
-            self.tasks_finished,
-            self.tasks_lost,
-            self.tasks_doubled,
-            self.fifo_violations
+            self.balance.tasks_created,
+            self.balance.tasks_finished,
+            self.balance.tasks_lost,
+            self.balance.tasks_doubled,
+            self.balance.fifo_violations
         )?;
-        writeln!(f, "  {} cores leaked, {} pages leaked", self.cores_leaked, self.pages_leaked)
+        writeln!(
+            f,
+            "  {} cores leaked, {} pages leaked",
+            self.balance.cores_leaked, self.balance.pages_leaked
+        )
     }
 }
