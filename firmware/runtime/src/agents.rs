@@ -131,28 +131,16 @@ fn lend(lent: Lent) -> End {
 
 /// What an exception from EL0 comes to: nothing, and the agent goes on, or its end.
 pub fn on_exception(frame: &mut Frame) {
-    let aborted = || {
-        OWNED.with(|own| {
-            let incarnation = own.lent.as_ref().map_or(0, |lent| lent.incarnation);
-            incarnation != 0 && cores::core(power::core()).is_to_abort(incarnation)
-        })
-    };
     match frame.kind() {
-        Kind::Irq => {
-            idle(CoreIdle::take);
-            if aborted() {
-                end(frame, Cause::Abort, "it did not give its core back");
-            }
-        }
-        Kind::Synchronous if frame.syndrome().is_system_call() => {
-            system_call(frame);
-            if aborted() {
-                end(frame, Cause::Abort, "it did not give its core back");
-            }
-        }
+        Kind::Irq => idle(CoreIdle::take),
+        Kind::Synchronous if frame.syndrome().is_system_call() => system_call(frame),
         Kind::Synchronous => end(frame, Cause::Synchronous, frame.syndrome().name()),
         Kind::SError => end(frame, Cause::SystemError, "SError"),
         Kind::Fiq => end(frame, Cause::Interrupt, "a fast interrupt, and nothing is routed to it"),
+    }
+    let incarnation = OWNED.with(|own| own.lent.as_ref().map_or(0, |lent| lent.incarnation));
+    if incarnation != 0 && cores::core(power::core()).is_to_abort(incarnation) {
+        end(frame, Cause::Abort, "it did not give its core back");
     }
 }
 

@@ -6,8 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-/// Bytes of a page.
-pub const PAGE_BYTES: u64 = 4096;
+use neap_abi::image::PAGE_BYTES;
 
 /// A pool over one range of memory.
 #[derive(Debug)]

@@ -5,13 +5,13 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use neap_abi::grant::{self, space};
-use neap_abi::image::{Segment, rights};
+use neap_abi::image::{PAGE_BYTES, Segment, rights};
 use neap_abi::supervisor::{Binding, BindingKind, Identity};
 use neap_abi::{Grant, ImageHeader};
 use neap_hal::cpu::cache;
 use neap_hal::cpu::mmu::{self, Access, Mapped, PlanError, Root, Space, TABLES_PER_SPACE};
 
-use crate::pages::{PAGE_BYTES, Pages, Run};
+use crate::pages::{Pages, Run};
 use crate::window::Resume;
 
 /// Where an enclave's shared parts lie, in physical addresses, whole pages each.
@@ -201,11 +201,12 @@ impl LaidOut {
     /// Writes the grant page, with nothing asked for: an agent is about to run.
     pub fn set_grant(&mut self, grant: &Grant) {
         self.fresh = false;
-        let words = memory(self.grant).cast::<u64>();
+        let page = memory(self.grant).cast::<u64>();
+        let words = grant.to_words();
         for word in 0..PAGE_BYTES as usize / 8 {
-            let value = grant.to_words().get(word).copied().unwrap_or(0);
+            let value = words.get(word).copied().unwrap_or(0);
             // SAFETY: the grant page is the run's; the agent that reads it does not run yet.
-            unsafe { words.add(word).write_volatile(value) };
+            unsafe { page.add(word).write_volatile(value) };
         }
     }
 

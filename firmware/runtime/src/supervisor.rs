@@ -9,7 +9,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use neap_abi::hello::feature;
-use neap_abi::image::IMAGE_BYTES_MAX;
+use neap_abi::image::{IMAGE_BYTES_MAX, PAGE_BYTES};
 use neap_abi::supervisor::{
     BINDINGS_LINE, BINDINGS_MAX, BOOKS_LINE, Binding, BindingKind, Books, REPLY_LINE, RUNNING_LINE,
     STANDBY_LINE,
@@ -29,7 +29,7 @@ use crate::cores::{self, Core, End, Lent, Shared};
 use crate::enclave::{Action, Came, CoreState, Demand, Enclave, Place, Start};
 use crate::end::{self, Summary, status};
 use crate::idle::CoreIdle;
-use crate::pages::{PAGE_BYTES, Pages, Run};
+use crate::pages::{Pages, Run};
 use crate::space::{Image, LaidOut, LayOutError};
 use crate::window::{self, Resume, Wanted};
 use crate::{audit, bundle, heap, log};
