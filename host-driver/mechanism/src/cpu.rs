@@ -97,6 +97,8 @@ pub struct Cpu {
     pub(crate) batch: [AtomicU32; MEMBERS_MAX],
     /// How many.
     pub(crate) batched: AtomicU32,
+    /// The batch is of tasks to be queued by the host, from the place in `batch[0]` on.
+    pub(crate) rescues: AtomicBool,
     /// Bit i: member i can't be carried out, because its task is gone. Bit 16 + i: because it may not run there.
     pub(crate) barred: AtomicU32,
     /// What it executes ([`Runs`]).
@@ -131,6 +133,7 @@ impl Default for Cpu {
             group: AtomicU64::new(0),
             batch: [const { AtomicU32::new(0) }; MEMBERS_MAX],
             batched: AtomicU32::new(0),
+            rescues: AtomicBool::new(false),
             barred: AtomicU32::new(0),
             runs: AtomicU32::new(Runs::Idle as u32),
             other_ns: AtomicU64::new(0),

@@ -247,8 +247,9 @@ impl<'m> Mechanism<'m> {
     pub fn enqueue<W: Wires>(&self, wires: &W, number: u32, cpu: u16) -> Custody {
         let Some(task) = self.task(number) else { return Custody::Host };
         let before = task.word();
-        let stays = before.enclave != NONE && self.may_stay(before.enclave, task.affinity());
         let owner = self.cpu(cpu).and_then(Cpu::owner).unwrap_or(NONE);
+        let stays = before.enclave != NONE
+            && (before.enclave == owner || self.may_stay(before.enclave, task.affinity()));
         let enclave = if stays { before.enclave } else { owner };
         if before.known && enclave != before.enclave {
             let (before, _) = self.change(task, |word| Word { known: false, ..word.moved(Phase::Blocked) });
@@ -410,6 +411,15 @@ impl<'m> Mechanism<'m> {
         }
     }
 
+    /// A CPU has come back to the machine: the agent is told that it is there.
+    pub fn announce<W: Wires>(&self, wires: &W, cpu: u16) {
+        let Some(entry) = self.cpu(cpu) else { return };
+        let Some(enclave) = entry.owner() else { return };
+        let idle = if entry.task() == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags(0) };
+        let message = self.message(MessageKind::CpuAvailable, cpu, TASK_NONE, idle);
+        self.tell(wires, enclave, message, cpu);
+    }
+
     /// A higher class has held a CPU for long, or the machine takes it away: what lies in its slot is refused, so that the agent
     /// does not count on it. On the CPU itself, with interrupts off.
     pub fn withhold<W: Wires>(&self, wires: &W, cpu: u16) {
@@ -429,7 +439,7 @@ impl<'m> Mechanism<'m> {
                 // It has become open again in between.
                 Ok(_) => Outcome::CpuUnavailable,
             };
-            self.verdict(enclave, entry, &offer.txn, outcome);
+            self.verdict(wire, enclave, cpu, &offer.txn, outcome);
         }
         let message = self.message(MessageKind::CpuBusy, cpu, TASK_NONE, TaskFlags(0));
         self.tell_with_verdict(wires, number, entry, message);
@@ -455,11 +465,13 @@ impl<'m> Mechanism<'m> {
         let rescued = self.rescue.claim(RESCUED);
         if rescued.1 != 0 {
             entry.batched.store(rescued.1, Ordering::Relaxed);
+            entry.rescues.store(true, Ordering::Relaxed);
             if let Some(place) = entry.batch.first() {
                 place.store(rescued.0, Ordering::Relaxed);
             }
             return Taken::Rescue(rescued.1);
         }
+        entry.rescues.store(false, Ordering::Relaxed);
         let Some(number) = entry.owner() else { return Taken::Nothing };
         let (Some(enclave), Some(wire)) = (self.enclave(number), wires.wire(number)) else {
             return Taken::Nothing;
@@ -499,7 +511,7 @@ impl<'m> Mechanism<'m> {
             }
             // The CPU is left idle: what ran there comes back to the agent by itself.
             Ok(None) => {
-                self.verdict(enclave, entry, txn, Outcome::Committed);
+                self.verdict(wire, enclave, cpu, txn, Outcome::Committed);
                 if !entry.event.is_there() {
                     self.tell_verdict(wires, number, cpu, entry);
                 }
@@ -513,7 +525,7 @@ impl<'m> Mechanism<'m> {
                     place.store(u32::from(cpu), Ordering::Relaxed);
                 }
                 if word.phase == Phase::OnCpu {
-                    self.verdict(enclave, entry, txn, Outcome::Committed);
+                    self.verdict(wire, enclave, cpu, txn, Outcome::Committed);
                     self.tell_verdict(wires, number, cpu, entry);
                     return Taken::Keep;
                 }
@@ -524,7 +536,7 @@ impl<'m> Mechanism<'m> {
 
     fn member_cpu(&self, cpu: u16, member: u32) -> Option<u16> {
         let entry = self.cpu(cpu)?;
-        if member >= entry.batched.load(Ordering::Relaxed) {
+        if entry.rescues.load(Ordering::Relaxed) || member >= entry.batched.load(Ordering::Relaxed) {
             return None;
         }
         Some(entry.batch.get(member as usize)?.load(Ordering::Relaxed) as u16)
@@ -550,7 +562,7 @@ impl<'m> Mechanism<'m> {
     #[must_use]
     pub fn rescued(&self, cpu: u16, member: u32) -> Option<u32> {
         let entry = self.cpu(cpu)?;
-        if member >= entry.batched.load(Ordering::Relaxed) {
+        if !entry.rescues.load(Ordering::Relaxed) || member >= entry.batched.load(Ordering::Relaxed) {
             return None;
         }
         let number = self.rescue.get(entry.batch.first()?.load(Ordering::Relaxed).wrapping_add(member))?;
@@ -573,6 +585,9 @@ impl<'m> Mechanism<'m> {
         let Some(entry) = self.cpu(cpu) else { return false };
         let Some(number) = entry.owner() else { return false };
         let Some(enclave) = self.enclave(number) else { return false };
+        if entry.rescues.load(Ordering::Relaxed) {
+            return true;
+        }
         let (count, barred) =
             (entry.batched.swap(0, Ordering::Relaxed) as usize, entry.barred.load(Ordering::Relaxed));
         let mut txns = [Txn::withdraw(0); MEMBERS_MAX];
@@ -667,7 +682,9 @@ impl<'m> Mechanism<'m> {
             at.counters.one(Count::Decisions);
             enclave.decisions.fetch_add(1, Ordering::Relaxed);
         }
-        self.verdict(enclave, at, txn, Outcome::Committed);
+        if let Some(wire) = wires.wire(number) {
+            self.verdict(wire, enclave, target, txn, Outcome::Committed);
+        }
         if target != cpu {
             self.tell_verdict(wires, number, target, at);
         } else if at.event.is_there() {
@@ -677,7 +694,9 @@ impl<'m> Mechanism<'m> {
     }
 
     /// Takes note of a verdict. An agent is not told what became of another's txns.
-    fn verdict(&self, enclave: &Enclave, cpu: &Cpu, txn: &Txn, outcome: Outcome) {
+    fn verdict<P: Platform>(&self, wire: &Wire<'_, P>, enclave: &Enclave, number: u16, txn: &Txn, outcome: Outcome) {
+        let Some(cpu) = self.cpu(number) else { return };
+        wire.platform.judged(number, txn, outcome);
         cpu.counters.outcome(outcome);
         if !is_of_another_agent(enclave, txn) {
             cpu.set_verdict(txn.id, outcome);
@@ -695,7 +714,9 @@ impl<'m> Mechanism<'m> {
         outcome: Outcome,
     ) {
         let Some(entry) = self.cpu(cpu) else { return };
-        self.verdict(enclave, entry, txn, outcome);
+        if let Some(wire) = wires.wire(number) {
+            self.verdict(wire, enclave, cpu, txn, outcome);
+        }
         if !entry.event.is_there() && entry.has_verdict() {
             self.tell_verdict(wires, number, cpu, entry);
         }

@@ -23,6 +23,7 @@ pub mod task;
 pub mod watch;
 pub mod wire;
 
+use neap_abi::{Message, Outcome, Txn};
 use neap_queue::Line;
 
 pub use counters::{Count, Counters};
@@ -47,4 +48,8 @@ pub trait Platform {
     fn prefetch(&self, line: &Line);
     /// Rings one of the IPU's vectors.
     fn ring(&self, peer: u16, vector: u16);
+    /// A line was written.
+    fn sent(&self, _message: &Message) {}
+    /// A txn was taken, and this became of it.
+    fn judged(&self, _cpu: u16, _txn: &Txn, _outcome: Outcome) {}
 }

@@ -90,10 +90,8 @@ impl Watchdog {
             self.reset();
         }
         self.telling = if beat.resync.is_some() { self.telling + time } else { Duration::ZERO };
-        if let Some(taken) = beat.resync
-            && taken != self.taken
-            && self.telling < self.limit * RESYNC_FACTOR
-        {
+        let taken = beat.resync.unwrap_or(self.taken);
+        if taken != self.taken && self.telling < self.limit * RESYNC_FACTOR {
             // A long state takes its time, and the agent is at it.
             self.taken = taken;
             self.owed = Duration::ZERO;

@@ -91,6 +91,7 @@ impl<'w, P: Platform> Wire<'w, P> {
             }
         };
         self.platform.drain();
+        self.platform.sent(message);
         cpu.counters.one(Count::Messages);
         if self.sleeps && (hit || self.sleeps_now(cpu)) {
             cpu.counters.one(Count::Rings);
