@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use neap_abi::CPUS_MAX;
 
 use crate::enclaves::{self, EnclaveAsked};
+#[cfg(feature = "linux")]
+use crate::scx::ScxCommand;
 use crate::worker::{AgentOrder, Order};
 
 /// Run scheduling policies as agents on the cores of an IPU.
@@ -52,6 +54,10 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put the scheduler that asks the IPU into this machine's kernel
+    #[cfg(feature = "linux")]
+    #[command(subcommand)]
+    Scx(ScxCommand),
     /// Be the worker host of a run
     #[command(hide = true)]
     Worker {
