@@ -406,7 +406,7 @@ impl Hello {
         for (i, region) in self.regions().enumerate() {
             let end = region.offset.checked_add(region.bytes);
             if region.bytes == 0
-                || !region.offset.is_multiple_of(REGION_ALIGN)
+                || region.offset % REGION_ALIGN != 0
                 || region.offset < HELLO_BYTES as u64
                 || end.is_none_or(|end| end > self.window_bytes)
             {

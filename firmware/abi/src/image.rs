@@ -403,7 +403,7 @@ impl ImageHeader {
             let start = u64::from(segment.address);
             let end = start + segment.mapped_bytes();
             let file_end = u64::from(segment.file_offset) + u64::from(segment.file_bytes);
-            if !start.is_multiple_of(PAGE_BYTES)
+            if start % PAGE_BYTES != 0
                 || segment.memory_bytes == 0
                 || segment.file_bytes > segment.memory_bytes
                 || (segment.file_offset as usize) < HEADER_BYTES
@@ -442,7 +442,7 @@ impl ImageHeader {
                     .checked_sub(segment.address)
                     .is_some_and(|at| at.saturating_add(4) <= segment.file_bytes)
         };
-        if !entry.is_multiple_of(4) || !self.segments().iter().any(inside) {
+        if entry % 4 != 0 || !self.segments().iter().any(inside) {
             return Err(ImageError::Entry { entry });
         }
         let cores = self.cores;
@@ -450,7 +450,7 @@ impl ImageHeader {
             return Err(ImageError::Cores { cores });
         }
         let bytes = self.stack_bytes;
-        if bytes == 0 || bytes > STACK_BYTES_MAX || !u64::from(bytes).is_multiple_of(PAGE_BYTES) {
+        if bytes == 0 || bytes > STACK_BYTES_MAX || u64::from(bytes) % PAGE_BYTES != 0 {
             return Err(ImageError::Stack { bytes });
         }
         Ok(())

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A PCI function of an IPU: one enclave.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use kernel::{
+    bindings,
+    cpu::CpuId,
+    cpumask::CpumaskVar,
+    device::Core,
+    irq,
+    miscdevice::{MiscDeviceOptions, MiscDeviceRegistration},
+    new_mutex, pci,
+    prelude::*,
+    sync::{Arc, Mutex},
+};
+use neap_mechanism::ENCLAVES_MAX;
+
+use crate::beat::Watch;
+use crate::debug;
+use crate::device::Device;
+use crate::host::{host, kick, FUNCTIONS};
+use crate::session::Place;
+use crate::window::{Map, Type};
+
+/// Offsets in the register page, BAR 0 (QEMU's ivshmem-spec.rst).
+const POSITION_AT: usize = 0x8;
+const DOORBELL_AT: usize = 0xc;
+const REGISTERS_BYTES: usize = 0x10;
+
+/// A function, for as long as anybody knows of it.
+#[pin_data]
+pub(crate) struct Function {
+    /// Its number, and its enclave's.
+    pub(crate) number: u8,
+    /// Vectors, one a CPU.
+    pub(crate) vectors: u32,
+    /// Where its parts lie.
+    pub(crate) place: Place,
+    /// The vector and the time of the last interrupt's entry, and of its handler's end, for measurements.
+    pub(crate) heard: Heard,
+    /// Everything about the agent. Its holder alone publishes sessions.
+    #[pin]
+    pub(crate) watch: Mutex<Watch>,
+}
+
+/// When a measured interrupt came.
+pub(crate) struct Heard {
+    pub(crate) count: AtomicU32,
+    pub(crate) entered_ns: AtomicU64,
+    pub(crate) left_ns: AtomicU64,
+}
+
+// SAFETY: The place's address is used through volatile stores only, and the rest is synchronised.
+unsafe impl Sync for Function {}
+
+/// A CPU's vector.
+struct Vector {
+    cpu: u16,
+    function: Arc<Function>,
+}
+
+impl irq::Handler for Vector {
+    fn handle(&self) -> irq::IrqReturn {
+        use core::sync::atomic::Ordering::Relaxed;
+        let heard = &self.function.heard;
+        if heard.count.load(Relaxed) != 0 {
+            heard.entered_ns.store(crate::host::now_ns(), Relaxed);
+        }
+        if let Some(host) = host() {
+            // An interrupt's handler is a read-side section of RCU.
+            let preempts = host.mechanism.rung(host, self.cpu);
+            kick(self.cpu, preempts);
+        }
+        if heard.count.load(Relaxed) != 0 {
+            heard.left_ns.store(crate::host::now_ns(), Relaxed);
+            heard.count.fetch_sub(1, Relaxed);
+        }
+        irq::IrqReturn::Handled
+    }
+}
+
+/// A bound function. In the order of their ends: who may use the function, then what it stands on.
+pub(crate) struct Bound<'bound> {
+    device: Option<Pin<KBox<MiscDeviceRegistration<Device>>>>,
+    debug: Option<debug::Files>,
+    function: Arc<Function>,
+    handlers: KVec<Pin<KBox<irq::Registration<'bound, Vector>>>>,
+    _vectors: KBox<pci::IrqVectorRegistration<'bound>>,
+    _registers: Map,
+    pdev: &'bound pci::Device,
+}
+
+/// The PCI driver.
+pub(crate) struct NeapDriver;
+
+kernel::pci_device_table!(
+    PCI_TABLE,
+    <NeapDriver as pci::Driver>::IdInfo,
+    [
+        // The virtual IPU: ivshmem-doorbell. Others by new_id.
+        (pci::DeviceId::from_id(pci::Vendor::REDHAT_QUMRANET, 0x1110), ()),
+    ]
+);
+
+/// Names of the devices, by function.
+const NAMES: [&CStr; ENCLAVES_MAX] =
+    [c"neap0", c"neap1", c"neap2", c"neap3", c"neap4", c"neap5", c"neap6", c"neap7"];
+
+/// Finds a free number and keeps the function under it.
+fn enrol(function: impl FnOnce(u8) -> Result<Arc<Function>>) -> Result<Arc<Function>> {
+    let mut functions = FUNCTIONS.lock();
+    let (number, place) =
+        (0u8..).zip(functions.iter_mut()).find(|(_, place)| place.is_none()).ok_or(ENOSPC)?;
+    let function = function(number)?;
+    *place = Some(function.clone());
+    Ok(function)
+}
+
+fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
+    pdev.enable_device_mem()?;
+    pdev.set_master();
+    let registers = Map::new(pdev.resource_start(0)?, REGISTERS_BYTES, Type::Uncached)?;
+    let register = |at: usize| registers.address().wrapping_byte_add(at).cast::<u32>();
+    // SAFETY: The register page is mapped, and the offset inside it.
+    let peer = unsafe { core::ptr::read_volatile(register(POSITION_AT)) } as u16;
+    let window = (pdev.resource_start(2)?, pdev.resource_len(2)?);
+    if window.1 == 0 {
+        dev_err!(pdev, "BAR 2 has no window: is this an ivshmem-plain, or a function of something else?\n");
+        return Err(ENODEV);
+    }
+    let place = Place { window, doorbell: register(DOORBELL_AT), peer };
+
+    let cpus = kernel::cpu::nr_cpu_ids().min(u32::from(neap_abi::CPUS_MAX));
+    let types = pci::IrqTypes::default().with(pci::IrqType::MsiX);
+    let vectors = KBox::new(pdev.alloc_irq_vectors(1, cpus, types)?, GFP_KERNEL)?;
+    // SAFETY: The allocation does not move, and `Bound` ends the handlers before the vectors.
+    let kept: &'bound pci::IrqVectorRegistration<'bound> =
+        unsafe { &*core::ptr::from_ref::<pci::IrqVectorRegistration<'bound>>(&*vectors) };
+    let count = kept.len() as u32;
+    let function = enrol(|number| {
+        let heard = Heard { count: AtomicU32::new(0), entered_ns: AtomicU64::new(0), left_ns: AtomicU64::new(0) };
+        Arc::pin_init(
+            pin_init!(Function { number, vectors: count, place, heard, watch <- new_mutex!(Watch::new()) }),
+            GFP_KERNEL,
+        )
+    })?;
+    let mut bound = Bound {
+        device: None,
+        debug: None,
+        function: function.clone(),
+        handlers: KVec::with_capacity(count as usize, GFP_KERNEL)?,
+        _vectors: vectors,
+        _registers: registers,
+        pdev,
+    };
+    for cpu in 0..count {
+        let request: irq::IrqRequest<'bound> = kept.index(cpu as usize)?.into();
+        let mut mask = CpumaskVar::new_zero(GFP_KERNEL)?;
+        if let Some(cpu) = CpuId::from_u32(cpu) {
+            mask.set(cpu);
+        }
+        // Before the handler, so that no interrupt comes to another CPU.
+        // SAFETY: The interrupt is ours, and the mask outlives the call.
+        kernel::error::to_result(unsafe { bindings::irq_set_affinity(request.irq(), mask.as_raw()) })?;
+        // SAFETY: The registration is kept in `Bound`, which is dropped.
+        let registration = unsafe {
+            irq::Registration::new(
+                request,
+                irq::Flags::TRIGGER_NONE,
+                c"neap",
+                Ok::<_, Error>(Vector { cpu: cpu as u16, function: function.clone() }),
+            )
+        };
+        bound.handlers.push(KBox::pin_init(registration, GFP_KERNEL)?, GFP_KERNEL)?;
+    }
+    if let Some(host) = host() {
+        for cpu in 0..count as u16 {
+            host.mechanism.give_cpu(cpu, function.number);
+        }
+    }
+    bound.debug = Some(debug::Files::new(&function)?);
+    let name = NAMES.get(usize::from(function.number)).copied().ok_or(ENOSPC)?;
+    bound.device = Some(KBox::pin_init(
+        MiscDeviceRegistration::register(MiscDeviceOptions { name }),
+        GFP_KERNEL,
+    )?);
+    dev_info!(pdev, "neap{}: window of {} bytes, {} vectors\n", function.number, window.1, count);
+    Ok(bound)
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        // Nobody opens it any more; who has it open is told that it is gone.
+        self.device = None;
+        self.debug = None;
+        self.function.leave();
+        if let Some(place) = FUNCTIONS.lock().get_mut(usize::from(self.function.number)) {
+            *place = None;
+        }
+        self.handlers.clear();
+        dev_info!(self.pdev, "neap{}: gone\n", self.function.number);
+    }
+}
+
+impl pci::Driver for NeapDriver {
+    type IdInfo = ();
+    type Data<'bound> = Bound<'bound>;
+    const ID_TABLE: pci::IdTable<Self::IdInfo> = &PCI_TABLE;
+
+    fn probe<'bound>(
+        pdev: &'bound pci::Device<Core<'_>>,
+        _info: Option<&'bound Self::IdInfo>,
+    ) -> impl PinInit<Self::Data<'bound>, Error> + 'bound {
+        probe(pdev)
+    }
+}
