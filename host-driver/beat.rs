@@ -9,6 +9,7 @@ use kernel::{fmt, pr_err_once, prelude::*, sync::Arc};
 use neap_abi::control::{came_after, policy_id};
 use neap_abi::{AgentControl, AgentState, Manage, Version};
 use neap_mechanism::enclave::Standing;
+use neap_mechanism::resync::Arrival;
 use neap_mechanism::watch::{Beat, Blame, Watchdog};
 use neap_mechanism::{Enclave, Level};
 
@@ -27,6 +28,7 @@ const FLOOD_BEATS: u64 = 1000;
 const ANSWER_NS: u64 = 2_000_000_000;
 /// How long a CPU may run something of a higher class before the agent is told, in ns.
 const OTHER_NS: u64 = 10_000_000;
+const _: () = assert!(core::mem::size_of::<Arrival>() == 16);
 /// The first version whose agents come and go within a session.
 const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
 
@@ -126,7 +128,7 @@ pub(crate) struct Watch {
     decisions_before: u64,
     /// Since when the host's own rule decides, in ns.
     fell_ns: u64,
-    numbers: KVVec<u32>,
+    arrivals: KVVec<Arrival>,
     complained: bool,
     pub(crate) faults: [u64; FAULTS],
     pub(crate) fault: Option<Fault>,
@@ -159,7 +161,7 @@ impl Watch {
             decided: None,
             decisions_before: 0,
             fell_ns: 0,
-            numbers: KVVec::new(),
+            arrivals: KVVec::new(),
             complained: false,
             faults: [0; FAULTS],
             fault: None,
@@ -184,6 +186,7 @@ impl Watch {
 extern "C" {
     fn neap_policy() -> *const c_char;
     fn neap_stop_machine(arg: *mut c_void) -> i32;
+    fn neap_sort_arrivals(arrivals: *mut c_void, count: usize);
 }
 
 fn policy_asked() -> u32 {
@@ -207,7 +210,7 @@ extern "C" fn neap_rs_beat() {
 struct Resync<'a> {
     host: &'a Host,
     enclave: u8,
-    numbers: &'a mut [u32],
+    arrivals: &'a mut [Arrival],
     whole: bool,
 }
 
@@ -219,7 +222,11 @@ struct Resync<'a> {
 unsafe extern "C" fn neap_rs_stopped(arg: *mut c_void) -> i32 {
     // SAFETY: By this function's requirement.
     let resync = unsafe { &mut *arg.cast::<Resync<'_>>() };
-    resync.whole = resync.host.mechanism.resync(resync.host, resync.enclave, resync.numbers);
+    let sort = |arrivals: &mut [Arrival]| {
+        // SAFETY: The slice is as many arrivals, laid out as C has them.
+        unsafe { neap_sort_arrivals(arrivals.as_mut_ptr().cast(), arrivals.len()) };
+    };
+    resync.whole = resync.host.mechanism.resync(resync.host, resync.enclave, resync.arrivals, sort);
     0
 }
 
@@ -349,9 +356,9 @@ impl Function {
             pr_err_once!("neap: the IPU's agents hold {} tasks: load the module with tasks={}\n", hello.tasks, hello.tasks);
             return Err(E2BIG);
         }
-        if watch.numbers.is_empty() {
+        if watch.arrivals.is_empty() {
             for _ in 0..tasks {
-                watch.numbers.push(0, GFP_KERNEL)?;
+                watch.arrivals.push(Arrival::default(), GFP_KERNEL)?;
             }
         }
         watch.sessions = watch.sessions.wrapping_add(1).max(1);
@@ -489,6 +496,10 @@ impl Function {
             host.mechanism.forget_rings(self.number);
         }
         let agent = Self::agent_of(watch, session);
+        if let Some(agent) = agent {
+            // Where it sleeps it may say anew at any time.
+            session.wire.set_bell(agent.peer, agent.vector);
+        }
         if agent.is_some_and(|agent| agent.state == AgentState::GivenUp) {
             return self.fault(host, enclave, watch, Fault::AgentDead);
         }
@@ -637,7 +648,7 @@ impl Function {
         if session.wire.room() < session.wire.lines() / 2 {
             return;
         }
-        let mut resync = Resync { host, enclave: self.number, numbers: &mut watch.numbers, whole: false };
+        let mut resync = Resync { host, enclave: self.number, arrivals: &mut watch.arrivals, whole: false };
         // SAFETY: The argument is the resync, which nobody else uses until the call returns.
         unsafe { neap_stop_machine(core::ptr::from_mut(&mut resync).cast()) };
         if resync.whole {

@@ -13,6 +13,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/sched.h>
+#include <linux/sort.h>
 #include <linux/stop_machine.h>
 
 #include "shim.h"
@@ -208,6 +209,24 @@ noinline void neap_kick_hook(s32 cpu, u32 preempt)
 int neap_stop_machine(void *arg)
 {
 	return stop_machine(neap_rs_stopped, arg, NULL);
+}
+
+/* A task that waits, as neap-mechanism's Arrival. */
+struct arrival {
+	u64 since_ns;
+	u32 task;
+};
+
+static int earlier(const void *one, const void *other)
+{
+	const struct arrival *a = one, *b = other;
+
+	return a->since_ns < b->since_ns ? -1 : a->since_ns > b->since_ns;
+}
+
+void neap_sort_arrivals(void *arrivals, size_t count)
+{
+	sort(arrivals, count, sizeof(struct arrival), earlier, NULL);
 }
 
 void neap_trace_message(u32 cpu, u32 kind, u32 task, u32 stamp, u32 txn, u32 outcome, u32 flags)

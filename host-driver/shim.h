@@ -56,6 +56,7 @@ int neap_shim_init(void);
 void neap_shim_exit(void);
 void neap_kick_hook(s32 cpu, u32 preempt);
 int neap_stop_machine(void *arg);
+void neap_sort_arrivals(void *arrivals, size_t count);
 const char *neap_policy(void);
 bool neap_cpu_online(u32 cpu);
 pgprot_t neap_pgprot_noncached(pgprot_t protection);

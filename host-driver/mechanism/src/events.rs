@@ -94,7 +94,13 @@ impl<'m> Mechanism<'m> {
         enclaves: &'m [Enclave],
         rescue: &'m [core::sync::atomic::AtomicU32],
     ) -> Self {
-        Self { tasks, cpus, enclaves, free: FreeList::over(tasks), rescue: crate::resync::Rescue::new(rescue) }
+        Self {
+            tasks,
+            cpus,
+            enclaves,
+            free: FreeList::over(tasks),
+            rescue: crate::resync::Rescue::new(rescue),
+        }
     }
 
     /// A task by its number.
@@ -139,12 +145,8 @@ impl<'m> Mechanism<'m> {
     /// Takes back every CPU of an enclave.
     pub fn take_cpus(&self, enclave: u8) {
         for cpu in self.cpus {
-            let _ = cpu.owner.compare_exchange(
-                u32::from(enclave),
-                NOBODY,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
+            let _ =
+                cpu.owner.compare_exchange(u32::from(enclave), NOBODY, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
 
@@ -366,12 +368,18 @@ impl<'m> Mechanism<'m> {
         self.count(cpu, Count::Undecided);
         let (before, _) = self.change(task, |word| Word { cpu, ..word.moved(Phase::OnCpu) });
         self.leaves_cpu(number, before);
-        let free = entry.task.compare_exchange(TASK_NONE, number, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let free =
+            entry.task.compare_exchange(TASK_NONE, number, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if free {
             entry.moved();
         }
         if before.known {
-            let message = self.message(MessageKind::TaskOnCpu, self.reporter(before.enclave, cpu), number, TaskFlags::ON_CPU);
+            let message = self.message(
+                MessageKind::TaskOnCpu,
+                self.reporter(before.enclave, cpu),
+                number,
+                TaskFlags::ON_CPU,
+            );
             self.tell(wires, before.enclave, message, cpu);
         }
     }
@@ -694,7 +702,14 @@ impl<'m> Mechanism<'m> {
     }
 
     /// Takes note of a verdict. An agent is not told what became of another's txns.
-    fn verdict<P: Platform>(&self, wire: &Wire<'_, P>, enclave: &Enclave, number: u16, txn: &Txn, outcome: Outcome) {
+    fn verdict<P: Platform>(
+        &self,
+        wire: &Wire<'_, P>,
+        enclave: &Enclave,
+        number: u16,
+        txn: &Txn,
+        outcome: Outcome,
+    ) {
         let Some(cpu) = self.cpu(number) else { return };
         wire.platform.judged(number, txn, outcome);
         cpu.counters.outcome(outcome);

@@ -46,7 +46,14 @@ impl Mechanism<'_> {
     }
 
     /// Puts the txn in the stash of `slot` with the others of its group.
-    pub(crate) fn join<W: Wires>(&self, wires: &W, number: u8, enclave: &Enclave, slot: u16, txn: &Txn) -> Joined {
+    pub(crate) fn join<W: Wires>(
+        &self,
+        wires: &W,
+        number: u8,
+        enclave: &Enclave,
+        slot: u16,
+        txn: &Txn,
+    ) -> Joined {
         let (Some(cpu), key) = (self.cpu(slot), Self::key(number, txn.group)) else {
             return Joined::Refused(Outcome::InvalidCpu);
         };
@@ -166,4 +173,3 @@ impl Mechanism<'_> {
         self.cpus().iter().filter(|cpu| cpu.owner() == Some(number)).count()
     }
 }
-

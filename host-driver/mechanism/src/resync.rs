@@ -61,6 +61,16 @@ impl<'m> Rescue<'m> {
     }
 }
 
+/// A task that waits, and since when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Arrival {
+    /// When it became runnable, in ns.
+    pub since_ns: u64,
+    /// Its number.
+    pub task: u32,
+}
+
 impl Mechanism<'_> {
     /// Takes every task that waits for an agent's decision out of its hands: the CPUs queue them. After the enclave's level
     /// has changed and a grace period has passed; from one thread only. Returns how many.
@@ -97,9 +107,15 @@ impl Mechanism<'_> {
     }
 
     /// Tells an agent the whole state: runnable tasks in the order of their arrival, then each CPU. Nothing else may happen
-    /// meanwhile: the machine is stopped. `numbers` is memory for as many numbers as there are tasks. False if the ring has no
-    /// room for all of it yet.
-    pub fn resync<W: Wires>(&self, wires: &W, number: u8, numbers: &mut [u32]) -> bool {
+    /// meanwhile: the machine is stopped. `arrivals` is memory for as many as there are tasks, and `sort` puts them in order.
+    /// False if the ring has no room for all of it yet.
+    pub fn resync<W: Wires>(
+        &self,
+        wires: &W,
+        number: u8,
+        arrivals: &mut [Arrival],
+        sort: impl FnOnce(&mut [Arrival]),
+    ) -> bool {
         let (Some(enclave), Some(wire)) = (self.enclave(number), wires.wire(number)) else { return false };
         let voice = self.voice(number);
         let Some(writer) = self.cpu(voice) else { return false };
@@ -108,8 +124,8 @@ impl Mechanism<'_> {
         for (task, entry) in (0..).zip(self.tasks()) {
             let word = entry.word();
             if word.phase == Phase::Runnable && word.enclave == number {
-                if let Some(place) = numbers.get_mut(count) {
-                    *place = task;
+                if let Some(place) = arrivals.get_mut(count) {
+                    *place = Arrival { since_ns: entry.since_ns(), task };
                     count += 1;
                 }
             }
@@ -118,8 +134,8 @@ impl Mechanism<'_> {
         if (wire.room() as usize) < needed.max(wire.lines() as usize / 2) {
             return false;
         }
-        let numbers = numbers.get_mut(..count).unwrap_or_default();
-        numbers.sort_unstable_by_key(|&task| self.task(task).map_or(0, |task| task.since_ns()));
+        let arrivals = arrivals.get_mut(..count).unwrap_or_default();
+        sort(arrivals);
         self.forget(number);
         let dropped = enclave.dropped.swap(0, Ordering::AcqRel);
         enclave.resync_due.store(false, Ordering::Release);
@@ -133,7 +149,7 @@ impl Mechanism<'_> {
             whole &= wire.send(&message, writer, false).is_ok();
         };
         say(begin);
-        for &mut task in numbers {
+        for &mut Arrival { task, .. } in arrivals {
             say(self.message(MessageKind::ResyncTask, voice, task, TaskFlags::RUNNABLE));
         }
         for (cpu, entry) in (0..).zip(self.cpus()).filter(|(_, cpu)| cpu.owner() == Some(number)) {
@@ -160,7 +176,10 @@ impl Mechanism<'_> {
         };
         let (mut owes, mut lies) = (false, false);
         for (cpu, entry) in (0..).zip(self.cpus()).filter(|(_, cpu)| cpu.owner() == Some(number)) {
-            if entry.task() != TASK_NONE || !entry.is_open() || entry.runs.load(Ordering::Acquire) != Runs::Idle as u32 {
+            if entry.task() != TASK_NONE
+                || !entry.is_open()
+                || entry.runs.load(Ordering::Acquire) != Runs::Idle as u32
+            {
                 continue;
             }
             let offer = wire.look(cpu, entry.taken.load(Ordering::Relaxed) as u8);

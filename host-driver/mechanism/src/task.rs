@@ -143,9 +143,7 @@ impl Task {
 
     /// Replaces its word if it still is `from`.
     pub(crate) fn swap(&self, from: Word, to: Word) -> bool {
-        self.word
-            .compare_exchange(from.to_bits(), to.to_bits(), Ordering::AcqRel, Ordering::Acquire)
-            .is_ok()
+        self.word.compare_exchange(from.to_bits(), to.to_bits(), Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Its process number.

@@ -104,7 +104,9 @@ impl<'w, P: Platform> Wire<'w, P> {
     fn sleeps_now(&self, cpu: &Cpu) -> bool {
         fence(Ordering::SeqCst);
         cpu.counters.one(Count::UncachedReads);
-        self.agent().is_some_and(|agent| agent.asleep)
+        let Some(agent) = self.agent() else { return false };
+        self.set_bell(agent.peer, agent.vector);
+        agent.asleep
     }
 
     /// Begins to fetch the slot of `cpu`.
@@ -141,7 +143,8 @@ impl<'w, P: Platform> Wire<'w, P> {
         let counts = enclave.agent().is_none_or(|agent| agent == offer.txn.incarnation);
         // The tag follows from the id: a line that says otherwise is no libOS's.
         if counts
-            && (Txn::tag(offer.txn.id).byte() != offer.tag || self.producer.credit(offer.txn.credits).is_err())
+            && (Txn::tag(offer.txn.id).byte() != offer.tag
+                || self.producer.credit(offer.txn.credits).is_err())
         {
             self.poisoned.store(true, Ordering::Relaxed);
         }
