@@ -10,6 +10,7 @@ mod children;
 #[cfg(feature = "linux")]
 mod driver;
 mod enclaves;
+mod guest;
 mod inspect;
 mod manage;
 mod measured;
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
         Command::Status { json } => inspect::status(json).map(|()| 0),
         #[cfg(feature = "linux")]
         Command::Scx(command) => scx::scx(&command).map(|()| 0),
+        #[cfg(feature = "linux")]
+        Command::Guest { order } => guest::run(&order).map(|()| 0),
         Command::Worker { order } => worker::run(&order).map(|()| 0),
         Command::OnHostAgent { order } => worker::agent(&order).map(|()| 0),
     };

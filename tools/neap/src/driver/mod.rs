@@ -36,7 +36,7 @@ pub struct State {
 impl State {
     /// Whether the IPU's agent decides, or would as soon as there is something to decide.
     pub fn agent_runs(&self) -> bool {
-        self.link == "up" && self.agent_state == "running"
+        self.link == "up" && self.agent_state.eq_ignore_ascii_case("running")
     }
 }
 
@@ -159,7 +159,7 @@ pub mod tests {
     #[test]
     fn state_and_counters_are_read_and_what_lacks_is_named() {
         let debugfs = Debugfs::new();
-        debugfs.says("0", "state", "level ipu\nagent_state running\nlink up\nfault none\ntasks 1024\n");
+        debugfs.says("0", "state", "level ipu\nagent_state Running\nlink up\nfault none\ntasks 1024\n");
         debugfs.says(
             "0",
             "counters",
