@@ -410,7 +410,9 @@ impl<'m> Mechanism<'m> {
         }
         let Some(enclave) = entry.owner() else { return };
         self.flush(wires, enclave, cpu, entry);
-        if !other && !entry.available.load(Ordering::Relaxed) {
+        // One that goes offline switches a few times more on its way.
+        let online = entry.online.load(Ordering::Acquire);
+        if online && !other && !entry.available.load(Ordering::Relaxed) {
             entry.available.store(true, Ordering::Release);
             entry.moved();
             let idle = if entry.task() == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags(0) };
