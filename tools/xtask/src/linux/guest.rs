@@ -138,7 +138,7 @@ impl Guest {
     /// Says a line to the guest, on the line on which it reports.
     pub fn say(&mut self, line: &str) -> Result<()> {
         let said = self.orders.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.orders.flush());
-        said.with_context(|| format!("the guest hears nothing more\n{}", self.tail()))
+        said.context("the guest hears nothing more")
     }
 
     /// The guest's next report, if it is there.
@@ -146,7 +146,7 @@ impl Guest {
         match self.reports.try_recv() {
             Ok(line) => Ok(Some(line)),
             Err(TryRecvError::Empty) => Ok(None),
-            Err(TryRecvError::Disconnected) => bail!("the guest has ended\n{}", self.tail()),
+            Err(TryRecvError::Disconnected) => bail!("the guest has ended"),
         }
     }
 

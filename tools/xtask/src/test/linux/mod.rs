@@ -113,13 +113,27 @@ fn tried(
         let what = format!("{kernel}: {}: {}", case.name, case.about);
         let step = Step::start(what.clone());
         if let Err(error) = one(&mut rig, case) {
-            verdict.fail(format!("{what}: {error:#}\n{}", rig.in_words()));
+            let words = rig.in_words();
+            let console = kept(&rig, kernel)?;
+            verdict.fail(format!("{what}: {error:#}\n{words}\nall of it is in {}", console.display()));
             return Ok(());
         }
         step.done();
         verdict.pass();
     }
     Ok(())
+}
+
+/// Keeps the console of a machine on which a case has failed, and what agents were told.
+fn kept(rig: &Rig, kernel: &str) -> Result<PathBuf> {
+    let path = paths::target_dir().join(format!("linux/{kernel}.failed"));
+    let mut text = rig.guest.console();
+    for ipu in &rig.ipus {
+        text += "\nAn agent was told:\n";
+        ipu.view.messages.iter().for_each(|message| text += &(view::told(message) + "\n"));
+    }
+    std::fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))?;
+    Ok(path)
 }
 
 /// The driver, an IPU, and the scheduler.

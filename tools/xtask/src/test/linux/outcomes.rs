@@ -2,7 +2,7 @@
 //! changes, and then the CPU looks. After each, the task that was refused is as it was: the same stamp still commits.
 
 use anyhow::{Result, bail, ensure};
-use neap_abi::{MessageKind, Outcome, Txn, TxnFlags};
+use neap_abi::{MessageKind, Operation, Outcome, Txn, TxnFlags};
 use neap_puppet::{Class, Order, Word};
 
 use super::Case;
@@ -46,7 +46,8 @@ fn pending(
     rig.verdict(0, cpu, id)
 }
 
-/// Does something that comes to an outcome, until it comes to `expected` undisturbed.
+/// Does something that comes to an outcome, until it comes to `expected`, and not to what the machine's own doings make of it:
+/// a thread of the kernel's that runs on the CPU meanwhile moves its stamp, and one that stays takes it away.
 fn steadily<T>(
     rig: &mut Rig,
     expected: Outcome,
@@ -55,7 +56,7 @@ fn steadily<T>(
     for _ in 0..ATTEMPTS {
         match act(rig)? {
             (outcome, left) if outcome == expected => return Ok(left),
-            (Outcome::CpuUnavailable, _) => rig.end_workers()?,
+            (Outcome::CpuUnavailable | Outcome::CpuStale, _) => rig.end_workers()?,
             (outcome, _) => bail!("expected: the verdict {}; it is {}", expected.name(), outcome.name()),
         }
     }
@@ -74,41 +75,56 @@ fn goes_on(rig: &mut Rig, worker: Worker, cpu: u16) -> Result<()> {
 }
 
 fn committed(rig: &mut Rig) -> Result<()> {
-    // As soon as it is idle.
-    let first = rig.runner(0, A)?;
-    rig.until_work(&[first.number], 10)?;
-    // Its own CPU goes on with it.
-    let stamp = rig.stamp(0, first)?;
-    let cpu_stamp = rig.ipus[0].view.cpus[usize::from(A)].stamp;
     let preempts = TxnFlags::PREEMPT.with(TxnFlags::CHECK_CPU);
-    let keep = Txn { flags: preempts.with(TxnFlags::ALLOW_ON_CPU), cpu_stamp, ..Txn::run(A, first.task, stamp) };
-    let id = rig.send(0, keep)?;
-    let outcome = rig.verdict(0, A, id)?;
-    ensure!(outcome == Outcome::Committed, "expected: a CPU keeps its task; the txn came to {}", outcome.name());
+    let cpu_stamp = |rig: &Rig| rig.ipus[0].view.cpus[usize::from(A)].stamp;
+    // A CPU goes on with the task that it has.
+    let first = steadily(rig, Outcome::Committed, |rig| {
+        let first = rig.runner(0, A)?;
+        rig.until_work(&[first.number], 10)?;
+        let run = Txn { flags: preempts.with(TxnFlags::ALLOW_ON_CPU), ..rig.run_txn(0, first, A)? };
+        let id = rig.send(0, Txn { cpu_stamp: cpu_stamp(rig), ..run })?;
+        Ok((rig.verdict(0, A, id)?, first))
+    })?;
     ensure!(rig.stands(0, first) == Some(Stand::Placed(A)), "expected: it runs; it {:?}", rig.stands(0, first));
+    rig.until_work(&[first.number], 10)?;
+    rig.end_workers()?;
     // Another takes its place.
-    let second = rig.parked(0, &[], Word::Work)?;
-    let cpu_stamp = rig.ipus[0].view.cpus[usize::from(A)].stamp;
-    let txn = Txn { flags: preempts, cpu_stamp, ..rig.run_txn(0, second, A)? };
-    let id = rig.send(0, txn)?;
-    let outcome = rig.verdict(0, A, id)?;
-    ensure!(outcome == Outcome::Committed, "expected: it is preempted; the txn came to {}", outcome.name());
+    let (first, second) = steadily(rig, Outcome::Committed, |rig| {
+        let first = rig.runner(0, A)?;
+        let second = rig.parked(0, &[], Word::Work)?;
+        let run = Txn { flags: preempts, ..rig.run_txn(0, second, A)? };
+        let id = rig.send(0, Txn { cpu_stamp: cpu_stamp(rig), ..run })?;
+        Ok((rig.verdict(0, A, id)?, (first, second)))
+    })?;
     rig.until_stands(0, first, Stand::Runnable)?;
     ensure!(rig.messages(0, first, MessageKind::TaskPreempt) > 0, "expected: a preemption is told; none was");
     rig.until_work(&[second.number], 10)?;
+    goes_on(rig, first, C)?;
+    rig.end_workers()?;
     // And leaves it idle.
-    let cpu_stamp = rig.ipus[0].view.cpus[usize::from(A)].stamp;
-    let idle = Txn { operation: neap_abi::Operation::Idle as u8, flags: preempts, cpu_stamp, ..Txn::withdraw(A) };
-    let id = rig.send(0, idle)?;
-    let outcome = rig.verdict(0, A, id)?;
-    ensure!(outcome == Outcome::Committed, "expected: it is made idle; the txn came to {}", outcome.name());
-    rig.until_stands(0, second, Stand::Runnable)?;
+    let task = steadily(rig, Outcome::Committed, |rig| {
+        let task = rig.runner(0, A)?;
+        let idle = Txn { operation: Operation::Idle as u8, flags: preempts, ..Txn::withdraw(A) };
+        let id = rig.send(0, Txn { cpu_stamp: cpu_stamp(rig), ..idle })?;
+        Ok((rig.verdict(0, A, id)?, task))
+    })?;
+    rig.until_stands(0, task, Stand::Runnable)?;
     // What lies ready is taken with the event that makes room for it, in one line.
-    let runner = rig.runner(0, B)?;
-    let txn = rig.run_txn(0, second, B)?;
-    let outcome = pending(rig, B, txn, runner, |_| Ok(()))?;
-    ensure!(outcome == Outcome::Committed, "expected: it lies ready and is taken; it came to {}", outcome.name());
-    goes_on(rig, first, C)
+    steadily(rig, Outcome::Committed, |rig| {
+        let runner = rig.runner(0, B)?;
+        let task = rig.parked(0, &[], Word::Work)?;
+        let run = rig.run_txn(0, task, B)?;
+        let outcome = pending(rig, B, run, runner, |_| Ok(()))?;
+        let last = rig.ipus[0].view.messages.iter().rev().find(|message| message.outcome == outcome);
+        let with = last.map(|message| message.kind);
+        if outcome == Outcome::Committed {
+            ensure!(
+                with == Some(MessageKind::TaskBlocked),
+                "expected: the verdict comes with the event that made room; it came with {with:?}"
+            );
+        }
+        Ok((outcome, ()))
+    })
 }
 
 fn withdrawn(rig: &mut Rig) -> Result<()> {
@@ -226,36 +242,61 @@ fn cpu_stale(rig: &mut Rig) -> Result<()> {
     goes_on(rig, task, A)
 }
 
-/// Unplugs a CPU, or plugs it in again.
-fn plug(rig: &mut Rig, cpu: u16, there: bool) -> Result<()> {
-    let value = if there { "1" } else { "0" };
-    rig.write(&format!("/sys/devices/system/cpu/cpu{cpu}/online"), value)?;
-    rig.until(&format!("CPU {cpu} is told to be there: {there}"), PATIENCE, |rig| {
-        rig.ipus[0].view.cpus[usize::from(cpu)].open == there
-    })
+/// Where a CPU is plugged in.
+fn socket(cpu: u16) -> String {
+    format!("/sys/devices/system/cpu/cpu{cpu}/online")
 }
 
+fn until_open(rig: &mut Rig, cpu: u16, open: bool) -> Result<()> {
+    let what = format!("CPU {cpu} is told to be {}", if open { "there" } else { "away" });
+    rig.until(&what, PATIENCE, |rig| rig.ipus[0].view.cpus[usize::from(cpu)].open == open)
+}
+
+/// A CPU that is being unplugged still takes some decisions, whose tasks the machine then moves; so one lies there at all
+/// times, until the last is refused.
 fn cpu_offline(rig: &mut Rig) -> Result<()> {
-    let task = steadily(rig, Outcome::CpuOffline, |rig| {
+    let refused = steadily(rig, Outcome::CpuOffline, |rig| {
+        let mut waiting = Vec::new();
+        for _ in 0..12 {
+            waiting.push(rig.parked(0, &[], Word::Work)?);
+        }
         let runner = rig.runner(0, C)?;
-        let task = rig.parked(0, &[], Word::Work)?;
-        let run = rig.run_txn(0, task, C)?;
-        let id = rig.prestage(0, run)?;
         // What ran there goes on elsewhere.
         rig.hold(0, runner, false);
-        plug(rig, C, false)?;
-        let outcome = rig.verdict(0, C, id)?;
-        if outcome != Outcome::CpuOffline {
-            plug(rig, C, true)?;
-        }
+        rig.give(Order::Write(socket(C), "0".to_owned()))?;
+        let mut last = (0, runner);
+        let outcome = loop {
+            let Some(task) = waiting.pop() else { break Outcome::CpuUnavailable };
+            let run = rig.run_txn(0, task, C)?;
+            last = (rig.prestage(0, run)?, task);
+            // The very last may come too late: then nobody looks at it.
+            let outcome = rig.wait("a verdict, or none", PATIENCE, |rig| {
+                let view = &rig.ipus[0].view;
+                let found = view.verdicts.iter().rev().find(|&&(of, txn, _)| (of, txn) == (C, last.0));
+                let away = !view.cpus[usize::from(C)].open;
+                found.map(|&(_, _, outcome)| outcome).or(away.then_some(Outcome::CpuUnavailable))
+            })?;
+            if outcome != Outcome::Committed {
+                break outcome;
+            }
+        };
+        until_open(rig, C, false)?;
         rig.until_work(&[runner.number], 10)?;
-        Ok((outcome, task))
+        if outcome != Outcome::CpuOffline {
+            rig.write(&socket(C), "1")?;
+            until_open(rig, C, true)?;
+        }
+        rig.tell(runner, Word::Rest)?;
+        Ok((outcome, last.1))
     })?;
-    rig.place(0, task, B)?;
-    rig.rest(0, task)?;
-    plug(rig, C, true)?;
-    rig.rouse(0, task, Word::Work)?;
-    goes_on(rig, task, C)
+    // It is decided elsewhere, and there again when the CPU is back.
+    rig.until("a CPU is idle", PATIENCE, |rig| rig.ipus[0].view.cpus[usize::from(B)].task.is_none())?;
+    rig.place(0, refused, B)?;
+    rig.rest(0, refused)?;
+    rig.write(&socket(C), "1")?;
+    until_open(rig, C, true)?;
+    rig.rouse(0, refused, Word::Work)?;
+    goes_on(rig, refused, C)
 }
 
 fn cpu_unavailable(rig: &mut Rig) -> Result<()> {

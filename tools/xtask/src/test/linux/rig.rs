@@ -23,6 +23,8 @@ const BOOT: Duration = Duration::from_secs(240);
 pub(super) const DEVICE: &str = "/dev/neap0";
 /// The loader's name among the puppet's daemons.
 pub(super) const LOADER: &str = "loader";
+/// How long the guest may take to tell how it is, when something has gone wrong.
+const SOON: Duration = Duration::from_secs(5);
 /// Lines of the kernel's log in an error.
 const LOG_LINES: usize = 25;
 
@@ -302,7 +304,8 @@ impl Rig {
         Ok(number)
     }
 
-    /// Starts a worker in the class, of the enclave of `ipu`.
+    /// Starts a worker in the class, of the enclave of `ipu`. It enters the class while it runs, and is told of when it first
+    /// needs a decision: so it may not rest at once.
     pub(super) fn start(&mut self, ipu: usize, cpus: &[u16], word: Word) -> Result<Worker> {
         let number = self.free_number()?;
         self.ipus[ipu].view.newcomers.clear();
@@ -314,19 +317,12 @@ impl Rig {
         Ok(Worker { number, pid, task })
     }
 
-    /// Starts a worker and has it rest, held: only the test decides for it from now on.
-    pub(super) fn resting(&mut self, ipu: usize, cpus: &[u16]) -> Result<Worker> {
-        let worker = self.start(ipu, cpus, Word::Rest)?;
-        self.until_stands(ipu, worker, Stand::Blocked)?;
-        self.hold(ipu, worker, true);
-        Ok(worker)
-    }
-
-    /// Starts a worker that can run and waits, held.
+    /// Starts a worker that can run and waits, held: only the test decides for it.
     pub(super) fn parked(&mut self, ipu: usize, cpus: &[u16], word: Word) -> Result<Worker> {
-        let worker = self.resting(ipu, cpus)?;
-        self.rouse(ipu, worker, word)?;
-        Ok(worker)
+        self.ipus[ipu].view.hold_new = true;
+        let started = self.start(ipu, cpus, word);
+        self.ipus[ipu].view.hold_new = false;
+        started
     }
 
     /// Gives a resting worker something to do.
@@ -492,10 +488,25 @@ impl Rig {
     }
 
     /// What an error should show beside its words.
-    pub(super) fn in_words(&self) -> String {
+    pub(super) fn in_words(&mut self) -> String {
+        let asked = [
+            Order::Read("/sys/kernel/debug/neap/0/state".to_owned()),
+            Order::Read("/sys/kernel/debug/neap/0/counters".to_owned()),
+            Order::Look,
+            Order::Shell("ps -o pid,stat,args | grep -v '\\['; cat /sys/kernel/sched_ext/state".to_owned()),
+        ];
+        let mut said = Vec::new();
+        for order in asked {
+            match self.order_in(order, SOON) {
+                Ok(Answer::Text(text) | Answer::Shell { output: text, .. }) => said.push(text.trim().replace('\n', ", ")),
+                Ok(answer) => said.push(format!("{answer:?}")),
+                // One that does not answer once is not asked again.
+                Err(_) => break,
+            }
+        }
         let console = self.guest.console();
         let lines: Vec<&str> = console.lines().collect();
-        let mut words = String::new();
+        let mut words = said.join("\n") + "\n";
         for ipu in &self.ipus {
             words += &format!("{}\n", ipu.view.in_words());
         }

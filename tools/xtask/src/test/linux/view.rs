@@ -11,6 +11,9 @@ use neap_abi::{Message, MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlag
 /// How long a decision may lie in an idle CPU's slot before the CPU is rung anew.
 const NUDGE: Duration = Duration::from_millis(20);
 
+/// Messages that an error shows.
+const LAST: usize = 12;
+
 /// Where a task stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stand {
@@ -211,7 +214,12 @@ impl View {
             MessageKind::TaskDead | MessageKind::TaskDeparted => {
                 self.tasks.remove(&task);
             }
-            MessageKind::TaskOnCpu => self.hears(message, Stand::Placed(cpu)),
+            MessageKind::TaskOnCpu => {
+                self.hears(message, Stand::Placed(cpu));
+                if let Some(entry) = self.cpu(cpu) {
+                    entry.task = Some(task);
+                }
+            }
             MessageKind::CpuBusy => {
                 if let Some(entry) = self.cpu(cpu) {
                     entry.open = false;
@@ -382,16 +390,22 @@ impl View {
         for (number, task) in &self.tasks {
             words += &format!("\n  task {number}: {:?}, stamp {}, held {}", task.stand, task.stamp, task.held);
         }
-        for message in self.messages.iter().rev().take(12).rev() {
-            let Message { kind, cpu, task, stamp, txn, outcome, flags, .. } = message;
-            words += &format!(
-                "\n  {} cpu {cpu} task {} stamp {stamp} txn {txn} {} flags {:#x}",
-                kind.name(),
-                *task as i32,
-                outcome.name(),
-                flags.0
-            );
+        for message in self.messages.iter().rev().take(LAST).rev() {
+            words += &format!("\n  {}", told(message));
         }
         words
     }
+}
+
+/// A message in a line, for an error.
+pub(super) fn told(message: &Message) -> String {
+    let Message { kind, cpu, task, stamp, txn, outcome, flags, time_ns, first_cpu, cpu_count, .. } = message;
+    format!(
+        "{:.6} {} cpu {cpu} task {} stamp {stamp} cpus {first_cpu}+{cpu_count} txn {txn} {} flags {:#x}",
+        *time_ns as f64 / 1e9,
+        kind.name(),
+        *task as i32,
+        outcome.name(),
+        flags.0
+    )
 }
