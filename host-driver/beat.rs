@@ -596,10 +596,13 @@ impl Function {
 
     /// The host has decided for long: the class is left.
     fn leave_class(&self, host: &Host, enclave: &Enclave, watch: &mut Watch, now: u64) {
+        if enclave.level() != Level::Ipu && enclave.runnable() > 0 {
+            host.mechanism.rescue_from(self.number);
+        }
         if host.mechanism.to_be_rescued() > 0 {
             self.kick_all(host);
         }
-        let long = now.wrapping_sub(watch.fell_ns) >= u64::from(watch.kernel_after_ms) * 1_000_000;
+        let long = now.saturating_sub(watch.fell_ns) >= u64::from(watch.kernel_after_ms) * 1_000_000;
         if enclave.level() == Level::Host && watch.fell_ns != 0 && long && host.attached.load(Ordering::Acquire) {
             enclave.set_level(Level::Kernel);
             let cause = watch.fault.map_or(0, |fault| fault as u32).max(1);
