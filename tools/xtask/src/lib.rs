@@ -9,6 +9,7 @@ pub mod bench;
 pub mod budget;
 pub mod firmware;
 pub mod ipu;
+pub mod linux;
 pub mod machine;
 pub mod panicfree;
 pub mod paths;

@@ -99,7 +99,7 @@ impl Machine {
 }
 
 /// A path inside one of QEMU's comma-separated lists.
-fn escaped(path: &Path) -> String {
+pub(crate) fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use xtask::linux::Flavour;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Neap's command for developers")]
@@ -29,6 +30,12 @@ enum Command {
     Bench {
         #[command(subcommand)]
         bench: xtask::bench::Bench,
+    },
+    /// Make all that Linux guests with the host driver are booted from, and boot one on each kernel.
+    Linux {
+        /// Leave out the kernel that looks for mistakes, which takes longest to build.
+        #[arg(long)]
+        stock_only: bool,
     },
     /// Boot an ELF on the virtual IPU: cargo's runner for the card.
     QemuRun {
@@ -60,6 +67,10 @@ fn run() -> anyhow::Result<ExitCode> {
             }
         }
         Command::Bench { bench } => xtask::bench::run(bench)?,
+        Command::Linux { stock_only } => {
+            let flavours = [Flavour::Stock, Flavour::Debug];
+            xtask::linux::smoke(&flavours[..if stock_only { 1 } else { 2 }])?;
+        }
         Command::QemuRun { elf, words } => {
             let status = xtask::qemu_run::run(&elf, &words)?;
             // A status beyond a byte is a failure still.

@@ -66,7 +66,7 @@ pub fn install(package: &str, from: Option<&Suite>) -> Result<()> {
 }
 
 /// `program`, as root: we are, or sudo lets us without a password.
-fn as_root(program: &str) -> Result<Command> {
+pub fn as_root(program: &str) -> Result<Command> {
     if rustix::process::geteuid().is_root() {
         return Ok(Command::new(program));
     }
@@ -163,7 +163,7 @@ impl Suite {
 }
 
 /// Who signs Debian's suites.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// The code name of this Debian ("bookworm").
 pub fn codename() -> Result<String> {
@@ -180,7 +180,7 @@ fn codename_in(os_release: &str) -> Option<String> {
 }
 
 /// The mirror that this machine gets Debian from.
-fn mirror() -> Result<String> {
+pub fn mirror() -> Result<String> {
     let mut command = Command::new("apt-get");
     command.args([
         "indextargets",
@@ -200,6 +200,20 @@ fn mirror_in(targets: &str, codename: &str) -> Option<String> {
         let (suite, uri) = line.split_once(' ')?;
         (aliases.contains(&suite) && !uri.contains("security")).then(|| uri.trim().to_owned())
     })
+}
+
+/// How this machine's apt reaches its mirrors (proxies, certificates), as lines of an `apt.conf`.
+pub fn ways() -> Result<Vec<String>> {
+    let mut command = Command::new("apt-config");
+    command.args(["dump", "--no-empty"]);
+    Ok(ways_in(&process::output(&mut command, Limits::total(30))?))
+}
+
+fn ways_in(dump: &str) -> Vec<String> {
+    let is_way = |line: &&str| {
+        ["Acquire::http", "Acquire::https", "Acquire::Retries"].iter().any(|way| line.starts_with(way))
+    };
+    dump.lines().filter(is_way).map(str::to_owned).collect()
 }
 
 fn versions_in(madison: &str) -> Vec<String> {
@@ -243,6 +257,12 @@ mod tests {
             Some("http://d/debian")
         );
         assert_eq!(mirror_in("jammy http://e/ubuntu/\n", "bookworm"), None);
+    }
+
+    #[test]
+    fn a_proxy_is_handed_on() {
+        let dump = "APT::Architecture \"amd64\";\nAcquire::http::Proxy \"http://p:3128\";\nAcquire::Languages \"none\";\n";
+        assert_eq!(ways_in(dump), ["Acquire::http::Proxy \"http://p:3128\";"]);
     }
 
     #[test]

@@ -17,13 +17,18 @@ pub struct Lock {
     _file: File,
 }
 
-/// Takes the lock, waiting for whoever has it.
+/// Takes the lock on what is installed into the system and the toolchain, waiting for whoever has it.
 pub fn take() -> Result<Lock> {
+    take_for("setup")
+}
+
+/// Takes the lock of one set-up that takes long and that nothing else waits for. [`take`] comes after it, never before.
+pub fn take_for(what: &str) -> Result<Lock> {
     let dir = paths::cache_dir();
     fs::create_dir_all(&dir).with_context(|| {
         format!("the cache {} can't be made; set NEAP_CACHE to a directory that can", dir.display())
     })?;
-    let path = dir.join("setup.lock");
+    let path = dir.join(format!("{what}.lock"));
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("{} can't be opened", path.display()))?;
     let started = Instant::now();

@@ -5,18 +5,20 @@
 //! 3. Where it can't, its error names what is missing, what was tried, and the one thing to do about it.
 //! 4. Any number of processes may be here at once: one installs, the others wait for it and look again.
 
-mod apt;
+pub(crate) mod apt;
 mod llvm;
-mod lock;
+pub(crate) mod lock;
 mod memory;
 mod miri;
+mod packages;
 mod qemu;
 mod target;
 mod version;
 
 pub use llvm::{Llvm, llvm};
 pub use miri::{Miri, miri};
-pub use qemu::qemu;
+pub use packages::{libelf, mmdebstrap};
+pub use qemu::{qemu, qemu_host};
 pub use target::target;
 pub use version::Version;
 

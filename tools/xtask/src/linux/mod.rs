@@ -1,0 +1,91 @@
+//! A Linux guest for the host driver, as code: from nothing but Debian's mirror to a kernel that has booted.
+//!
+//! 1. Debian's own kernel takes the module as it is; a second kernel, built from the same source, looks for mistakes.
+//! 2. What takes minutes is made once for all checkouts, and appears when it is whole (`cache`); what comes from the
+//!    checkout is built anew when it changed.
+//! 3. Nothing stays behind on the machine: mounts live in namespaces, guests end with their [`Guest`].
+
+mod cache;
+mod config;
+mod guest;
+mod initramfs;
+mod kernel;
+mod module;
+mod qmp;
+mod root;
+mod smoke;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::setup;
+
+pub use guest::{Boot, Guest, complaints};
+pub use initramfs::File;
+pub use kernel::{Flavour, Kernel};
+pub use module::Module;
+pub use root::Root;
+pub use smoke::smoke;
+
+/// Everything that a guest is booted from.
+#[derive(Clone, Debug)]
+pub struct Kit {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// The driver, built for it.
+    pub module: Module,
+    /// `qemu-system-x86_64`.
+    qemu: PathBuf,
+    /// The archive that all its guests share.
+    base: PathBuf,
+}
+
+impl Kit {
+    /// With Debian's own kernel. The first takes some minutes, all after it seconds.
+    pub fn stock() -> Result<Self> {
+        Self::ready(Flavour::Stock, &mut Times::default())
+    }
+
+    /// With the kernel that looks for mistakes. The first takes many minutes, all after it seconds.
+    pub fn debug() -> Result<Self> {
+        Self::ready(Flavour::Debug, &mut Times::default())
+    }
+
+    /// As the others, and notes how long each step took.
+    pub fn ready(flavour: Flavour, times: &mut Times) -> Result<Self> {
+        let name = flavour.name();
+        let qemu = times.step("qemu", setup::qemu_host)?;
+        let root = times.step("root", Root::ready)?;
+        let kernel = times.step(&format!("{name} kernel"), || Kernel::ready(&root, flavour))?;
+        let module = times.step(&format!("{name} module"), || module::build(&root, &kernel))?;
+        let base = times.step(&format!("{name} files"), || initramfs::base(&root, &kernel, &module))?;
+        Ok(Self { kernel, module, qemu, base })
+    }
+
+    /// Boots a guest.
+    pub fn boot(&self, boot: &Boot) -> Result<Guest> {
+        Guest::start(&self.qemu, &self.kernel.image(), &self.base, boot)
+    }
+}
+
+/// Checks the in-kernel Rust: its form, and clippy's opinion.
+pub fn lint() -> Result<()> {
+    let root = Root::ready()?;
+    module::lint(&root, &Kernel::ready(&root, Flavour::Stock)?)
+}
+
+/// How long each step took.
+#[derive(Clone, Debug, Default)]
+pub struct Times(pub Vec<(String, Duration)>);
+
+impl Times {
+    /// Does one.
+    pub fn step<T>(&mut self, name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
+        let started = Instant::now();
+        let done = step()?;
+        self.0.push((name.to_owned(), started.elapsed()));
+        Ok(done)
+    }
+}
