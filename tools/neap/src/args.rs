@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand};
 use neap_abi::CPUS_MAX;
 
 use crate::enclaves::{self, EnclaveAsked};
+use crate::report::{HostKind, Parameters};
+#[cfg(feature = "linux")]
+use crate::scx::ScxCommand;
 use crate::worker::{AgentOrder, Order};
 
 /// Run scheduling policies as agents on the cores of an IPU.
@@ -32,9 +35,13 @@ pub enum Command {
     /// that fails is ended and started again; until then the same policy on the host decides, or the
     /// host itself. What its failure cost is in the report.
     ///
+    /// With --host linux the host is a Linux guest with the driver in its kernel, in a second QEMU: the
+    /// requests are served by threads there, which sched_ext has the firmware schedule. In the place of
+    /// that load any command may run, with all that it starts: neap run --host linux -- COMMAND.
+    ///
     /// Exits with 0 when every promise was kept, whatever became of agents; with 1 when a task was
     /// lost or ran twice, an order or a value was wrong, or a part of the run died; with 130 after
-    /// Ctrl-C. The report says which in any case.
+    /// Ctrl-C; else with the command's own status. The report says which in any case.
     #[command(verbatim_doc_comment)]
     Run(RunOptions),
     /// Print the firmware's log (defmt) of the running instance, or of the last run
@@ -51,6 +58,17 @@ pub enum Command {
         /// One JSON object instead of tables
         #[arg(long)]
         json: bool,
+    },
+    /// Put the scheduler that asks the IPU into this machine's kernel
+    #[cfg(feature = "linux")]
+    #[command(subcommand)]
+    Scx(ScxCommand),
+    /// Be what a run's guest does; switches the machine off
+    #[cfg(feature = "linux")]
+    #[command(hide = true)]
+    Guest {
+        /// The file that says what it is to do
+        order: PathBuf,
     },
     /// Be the worker host of a run
     #[command(hide = true)]
@@ -122,15 +140,20 @@ pub struct AgentOptions {
 /// Options of `neap run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
-    /// How long the load lasts
-    #[arg(long, default_value_t = 10.0, allow_negative_numbers = true, value_parser = seconds)]
-    pub seconds: f64,
+    /// What the host is: worker threads of this machine, or Linux with the driver, in a second QEMU
+    #[arg(long, value_enum, default_value_t, value_name = "HOST")]
+    pub host: HostKind,
+    /// How long the load lasts, or how long a command may take
+    /// [default: 10; for a command, as long as it takes]
+    #[arg(long, allow_negative_numbers = true, value_parser = seconds)]
+    pub seconds: Option<f64>,
     /// Which policy decides
     #[arg(long, default_value = "fifo", value_parser = enclaves::POLICIES)]
     pub policy: String,
-    /// Host CPUs, each a thread of the worker host
-    #[arg(long, default_value_t = 4, value_parser = RangedU64ValueParser::<u16>::new().range(1..=u64::from(CPUS_MAX)))]
-    pub cpus: u16,
+    /// Host CPUs, each a thread of the worker host or a CPU of the guest
+    /// [default: 4; with --host linux 2]
+    #[arg(long, value_parser = RangedU64ValueParser::<u16>::new().range(1..=u64::from(CPUS_MAX)))]
+    pub cpus: Option<u16>,
     /// An enclave of its own for some host CPUs, in place of --cpus and --policy; may be repeated
     ///
     /// cpus=0-3,policy=fifo[,agent=NAME_OR_FILE][,cores=N]: agent is an image's file, or the name of
@@ -142,60 +165,148 @@ pub struct RunOptions {
     /// How long an agent may owe a decision before it is ended
     #[arg(long, default_value_t = 20, value_name = "MS", value_parser = RangedU64ValueParser::<u64>::new().range(1..=60_000))]
     pub watchdog_ms: u64,
-    /// Mean arrivals per second
-    #[arg(long, default_value_t = 8000.0, allow_negative_numbers = true, value_parser = rate)]
-    pub rate: f64,
+    /// End the agent when the load is that old; another is started in its place
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = age)]
+    pub kill_agent_after: Option<f64>,
+    /// Mean arrivals per second [default: 8000; with --host linux 300]
+    #[arg(long, allow_negative_numbers = true, value_parser = rate)]
+    pub rate: Option<f64>,
     /// Where keys, arrivals and values come from: the same seed gives the same load
     /// [default: a random one, reported]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Keys in the store
-    #[arg(long, default_value_t = 100_000, value_parser = RangedU64ValueParser::<u64>::new().range(1..=20_000_000))]
-    pub keys: u64,
-    /// Requests whose task blocks for 100 to 300 µs between two GETs (TASK_BLOCKED, TASK_WAKEUP)
-    #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
-    pub blocking: f64,
-    /// Requests whose task yields between two GETs (TASK_YIELD)
-    #[arg(long, default_value_t = 5.0, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
-    pub yielding: f64,
+    /// Keys in the store [default: 100000; with --host linux 20000]
+    #[arg(long, value_parser = RangedU64ValueParser::<u64>::new().range(1..=20_000_000))]
+    pub keys: Option<u64>,
+    /// Requests whose task blocks for 100 to 300 µs between two GETs (TASK_BLOCKED, TASK_WAKEUP) [default: 5]
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
+    pub blocking: Option<f64>,
+    /// Requests whose task yields between two GETs (TASK_YIELD) [default: 5]
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true, value_parser = percent)]
+    pub yielding: Option<f64>,
     /// Cores of the IPU; core 0 supervises. One more than the enclaves' agents have at least
     #[arg(long, default_value_t = 2, value_parser = RangedU64ValueParser::<u16>::new().range(2..=u64::from(enclaves::IPU_CORES_MAX)))]
     pub cores: u16,
     /// Run the very same agent as a process on the host instead of in QEMU
     #[arg(long)]
     pub on_host: bool,
-    /// Print one JSON object instead of a table
+    /// Print one JSON object instead of a table; what a command writes goes to stderr then
     #[arg(long)]
     pub json: bool,
     /// Write a page with latency curves and the timeline of queue depth
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
+    /// A command to run in the guest in place of the store and its load, with its own options
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
 }
 
 impl RunOptions {
     /// What no single option can tell.
     pub fn check(&self) -> anyhow::Result<()> {
-        let both = self.blocking + self.yielding;
+        let (blocking, yielding) = (self.blocking_percent(), self.yielding_percent());
+        let both = blocking + yielding;
         anyhow::ensure!(
             both <= 100.0,
-            "--blocking {} and --yielding {} are {both} % together; a request does one or the other: stay at or below 100",
-            self.blocking,
-            self.yielding
+            "--blocking {blocking} and --yielding {yielding} are {both} % together; a request does one or the other: \
+             stay at or below 100"
         );
+        self.check_host()?;
         enclaves::check(&self.enclaves(), self.on_host)
+    }
+
+    fn check_host(&self) -> anyhow::Result<()> {
+        if self.host == HostKind::Worker {
+            anyhow::ensure!(
+                self.command.is_empty(),
+                "{} is to run under the firmware's scheduling, which takes a kernel: add --host linux",
+                self.command[0]
+            );
+            return Ok(());
+        }
+        anyhow::ensure!(
+            !self.on_host,
+            "--host linux has its driver speak with an IPU, and --on-host is a run without one: leave one of them out"
+        );
+        anyhow::ensure!(
+            self.enclave.is_empty(),
+            "--host linux has one enclave, of all the guest's CPUs: use --cpus in place of --enclave"
+        );
+        let of_the_load = [
+            ("--rate", self.rate.is_some()),
+            ("--seed", self.seed.is_some()),
+            ("--keys", self.keys.is_some()),
+            ("--blocking", self.blocking.is_some()),
+            ("--yielding", self.yielding.is_some()),
+        ];
+        for (option, given) in of_the_load {
+            anyhow::ensure!(
+                !given || self.command.is_empty(),
+                "{option} is of the store's load, and the load is {}: leave one of them out",
+                self.command[0]
+            );
+        }
+        Ok(())
     }
 
     /// The enclaves: those asked for, or one of all CPUs.
     pub fn enclaves(&self) -> Vec<EnclaveAsked> {
         if self.enclave.is_empty() {
-            return vec![EnclaveAsked::only(self.cpus, &self.policy)];
+            return vec![EnclaveAsked::only(self.cpus.unwrap_or(self.usual(4, 2)), &self.policy)];
         }
         self.enclave.clone()
+    }
+
+    /// All of it, with what was left open.
+    pub fn parameters(&self) -> Parameters {
+        let enclaves = self.enclaves();
+        let mut policies: Vec<&str> = enclaves.iter().map(|enclave| enclave.policy.as_str()).collect();
+        policies.dedup();
+        let is_command = !self.command.is_empty();
+        Parameters {
+            host: self.host,
+            policy: policies.join(", "),
+            cpus: enclaves.iter().map(EnclaveAsked::count).sum(),
+            watchdog_ms: self.watchdog_ms,
+            // Each enclave's agent has cores of its own, beside the supervisor's.
+            cores: self.cores.max(enclaves::cores(&enclaves)),
+            // 32 bits are easy to type again, and exact in every reader of JSON.
+            seed: self.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
+            seconds: self.seconds.unwrap_or(if is_command { 0.0 } else { 10.0 }),
+            rate: if is_command { 0.0 } else { self.rate.unwrap_or(self.usual(8000.0, 300.0)) },
+            keys: if is_command { 0 } else { self.keys.unwrap_or(self.usual(100_000, 20_000)) },
+            blocking_percent: if is_command { 0.0 } else { self.blocking_percent() },
+            yielding_percent: if is_command { 0.0 } else { self.yielding_percent() },
+            on_host: self.on_host,
+            kill_agent_after_s: self.kill_agent_after,
+            command: self.command.clone(),
+            enclaves,
+        }
+    }
+
+    /// What is usual on this kind of host.
+    fn usual<T>(&self, worker: T, linux: T) -> T {
+        match self.host {
+            HostKind::Worker => worker,
+            HostKind::Linux => linux,
+        }
+    }
+
+    fn blocking_percent(&self) -> f64 {
+        self.blocking.unwrap_or(5.0)
+    }
+
+    fn yielding_percent(&self) -> f64 {
+        self.yielding.unwrap_or(5.0)
     }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
     within(text, 0.1, 86_400.0, "seconds")
+}
+
+fn age(text: &str) -> Result<f64, String> {
+    within(text, 0.0, 86_400.0, "seconds")
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -234,9 +345,45 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_help() {
         let run = options("").unwrap();
-        assert_eq!((run.seconds, run.cpus, run.keys, run.cores), (10.0, 4, 100_000, 2));
-        assert_eq!((run.policy.as_str(), run.seed, run.on_host, run.json), ("fifo", None, false, false));
         run.check().unwrap();
+        assert_eq!((run.seed, run.json, run.host), (None, false, HostKind::Worker));
+        let asked = run.parameters();
+        assert_eq!((asked.seconds, asked.cpus, asked.keys, asked.cores), (10.0, 4, 100_000, 2));
+        assert_eq!((asked.policy.as_str(), asked.on_host, asked.rate), ("fifo", false, 8000.0));
+        assert_eq!((asked.blocking_percent, asked.yielding_percent), (5.0, 5.0));
+        let linux = options("--host linux").unwrap();
+        linux.check().unwrap();
+        let asked = linux.parameters();
+        assert_eq!((asked.cpus, asked.rate, asked.keys), (2, 300.0, 20_000));
+    }
+
+    #[test]
+    fn a_command_takes_the_load_s_place_and_keeps_its_own_options() {
+        let run = options("--host linux --kill-agent-after 2.5 -- stress-ng --cpu 4 --timeout 5s").unwrap();
+        run.check().unwrap();
+        assert_eq!(run.command, ["stress-ng", "--cpu", "4", "--timeout", "5s"]);
+        let asked = run.parameters();
+        assert_eq!((asked.seconds, asked.rate, asked.keys), (0.0, 0.0, 0));
+        assert_eq!(asked.kill_agent_after_s, Some(2.5));
+        assert_eq!(options("--host linux --seconds 30 -- true").unwrap().parameters().seconds, 30.0);
+    }
+
+    #[test]
+    fn what_makes_no_sense_under_linux_is_refused_with_what_does() {
+        for (line, words) in [
+            (
+                "-- stress-ng",
+                "stress-ng is to run under the firmware's scheduling, which takes a kernel: add --host linux",
+            ),
+            ("--host linux --on-host", "leave one of them out"),
+            ("--host linux --enclave cpus=0-1", "use --cpus in place of --enclave"),
+            ("--host linux --rate 5 -- true", "--rate is of the store's load, and the load is true"),
+            ("--host linux --yielding 5 -- true", "--yielding is of the store's load"),
+        ] {
+            let error = options(line).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(words), "{line}: {error}");
+        }
+        assert!(options("--host freebsd").unwrap_err().contains("possible values: worker, linux"));
     }
 
     #[test]

@@ -7,12 +7,17 @@
 
 mod args;
 mod children;
+#[cfg(feature = "linux")]
+mod driver;
 mod enclaves;
+mod guest;
 mod inspect;
 mod manage;
 mod measured;
 mod report;
 mod run;
+#[cfg(feature = "linux")]
+mod scx;
 mod worker;
 
 use std::io::{self, Write};
@@ -29,6 +34,10 @@ fn main() -> ExitCode {
         Command::Log { follow } => inspect::log(follow).map(|()| 0),
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
         Command::Status { json } => inspect::status(json).map(|()| 0),
+        #[cfg(feature = "linux")]
+        Command::Scx(command) => scx::scx(&command).map(|()| 0),
+        #[cfg(feature = "linux")]
+        Command::Guest { order } => guest::run(&order).map(|()| 0),
         Command::Worker { order } => worker::run(&order).map(|()| 0),
         Command::OnHostAgent { order } => worker::agent(&order).map(|()| 0),
     };

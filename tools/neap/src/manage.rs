@@ -1,4 +1,4 @@
-//! `neap agent`: what is asked of the running instance's worker host, which alone writes to its managers' lines.
+//! `neap agent`: what is asked of the running instance's host, which alone writes to its managers' lines.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -18,9 +18,9 @@ use crate::args::{AgentCommand, AgentOptions};
 use crate::inspect::snapshot::Snapshot;
 use crate::print;
 
-/// The socket in a run's directory on which its worker host listens.
+/// The socket in a run's directory on which its host listens.
 pub const MANAGE: &str = "manage.sock";
-/// How long the worker host may take to answer.
+/// How long the host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// What is asked: one JSON line each, with one [`Answer`] each.
@@ -48,6 +48,26 @@ pub enum Asked {
     Kill {
         /// In which enclave.
         enclave: u16,
+        /// How long it may take to give its core back.
+        grace_us: u64,
+    },
+}
+
+/// What a guest is asked about the only enclave's agent: one JSON line each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestAsked {
+    /// Lay out the image that is in the window.
+    Load {
+        /// Its bytes.
+        image_bytes: u32,
+    },
+    /// Have what is laid out take over, else the bundle's.
+    Replace {
+        /// How long its trial may last.
+        trial_ms: u64,
+    },
+    /// End the agent.
+    Kill {
         /// How long it may take to give its core back.
         grace_us: u64,
     },
@@ -97,17 +117,17 @@ fn running() -> Result<Snapshot> {
     Snapshot::running().context("nothing runs whose agents could be managed; start it with `cargo neap run`")
 }
 
-/// Asks the worker host of the run in `dir`.
-fn ask(dir: &Path, asked: &Asked) -> Result<Answer> {
+/// Asks the host of the run in `dir`.
+pub fn ask(dir: &Path, asked: &Asked) -> Result<Answer> {
     let socket = dir.join(MANAGE);
     let mut stream = UnixStream::connect(&socket).with_context(|| {
-        format!("the worker host does not listen on {}; it may be starting or ending", socket.display())
+        format!("the host does not listen on {}; it may be starting or ending", socket.display())
     })?;
     stream.set_read_timeout(Some(PATIENCE)).context("setting a bound to the wait")?;
-    writeln!(stream, "{}", serde_json::to_string(asked)?).context("asking the worker host")?;
+    writeln!(stream, "{}", serde_json::to_string(asked)?).context("asking the host")?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("waiting for the worker host's answer")?;
-    serde_json::from_str(&line).map_err(|_| anyhow!("the worker host ended before it answered"))
+    BufReader::new(stream).read_line(&mut line).context("waiting for the host's answer")?;
+    serde_json::from_str(&line).map_err(|_| anyhow!("the host ended before it answered"))
 }
 
 /// The image of the agent that is called `agent`: a file, or one that is built from the checkout.

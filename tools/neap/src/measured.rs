@@ -61,6 +61,12 @@ pub struct Measured {
     pub epitaphs: Vec<String>,
     /// What else the host remarked.
     pub remarks: Vec<String>,
+    /// The status of the command that was the load; none where there was none, or it did not end.
+    #[serde(default)]
+    pub command_status: Option<u8>,
+    /// What else went wrong that must not, in words.
+    #[serde(default)]
+    pub troubles: Vec<String>,
     /// The figures of each enclave.
     pub enclaves: Vec<EnclaveMeasured>,
 }
@@ -102,7 +108,7 @@ pub struct EnclaveMeasured {
     pub resyncs: u64,
     /// Whether every task ran to its end.
     pub complete: bool,
-    /// Who decided in the end: `ipu`, `on_host` or `host`.
+    /// Who decided in the end: `ipu`, `on_host`, `host`, or under Linux also `kernel`.
     pub level: String,
     /// Agents of the IPU that there were.
     pub incarnations: u64,
@@ -155,6 +161,7 @@ impl EnclaveMeasured {
             let at_s = step.at_us as f64 / 1e6;
             let who = match step.to.as_str() {
                 "on_host" => "the same policy on the host decided",
+                "kernel" => "the kernel's own scheduler decided",
                 _ => "the host itself decided",
             };
             format!("after {at_s:.1} s {}: {who} from then on", step.words)
@@ -197,11 +204,8 @@ impl Measured {
             (self.fifo_violations, "decisions broke FIFO order"),
             (self.values_wrong, "GETs returned a wrong value"),
         ];
-        promises
-            .iter()
-            .filter(|(count, _)| *count != 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect()
+        let broken = promises.iter().filter(|(count, _)| *count != 0);
+        broken.map(|(count, what)| format!("{count} {what}")).chain(self.troubles.iter().cloned()).collect()
     }
 }
 

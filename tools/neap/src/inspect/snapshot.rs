@@ -169,6 +169,8 @@ pub fn keep(dir: &Path) -> Result<()> {
             _ => {}
         }
     }
+    // Only a run whose host is a guest has one.
+    let _ = fs::copy(crate::run::guest_console(dir), fresh.path().join("console.log"));
     // Two runs may end at once: the later one's stays.
     for _ in 0..10 {
         match fs::rename(fresh.path(), &last) {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::plot::{self, Series};
-use super::{Record, count, percent, time};
+use super::{HostKind, Record, count, percent, time};
 use crate::enclaves::EnclaveAsked;
 use crate::measured::{Distribution, EnclaveMeasured};
 
@@ -52,7 +52,7 @@ pub fn page(record: &Record) -> String {
     ];
     let emulated = if record.emulated() { " <em>emulated time</em>" } else { "" };
     figure(&mut out, &format!("Latency{emulated}"), &plot::distributions(&curves));
-    figure(&mut out, "Queue depth", &plot::timeline(&m.queue_depth, asked.seconds));
+    figure(&mut out, "Queue depth", &plot::timeline(&m.queue_depth, asked.seconds.max(m.elapsed_s)));
     out.push_str("<section class=\"columns\">\n");
     latencies(&mut out, &[("round trip", &m.round_trip), ("request", &m.request)]);
     let outcomes: Vec<(String, String)> =
@@ -78,6 +78,7 @@ pub fn page(record: &Record) -> String {
     }
     let parameters = [
         ("policy", asked.policy.clone()),
+        ("host", asked.host.name().to_owned()),
         ("where", asked.place().to_owned()),
         ("host CPUs", asked.cpus.to_string()),
         ("IPU cores", asked.cores.to_string()),
@@ -165,19 +166,34 @@ fn enclave(m: &EnclaveMeasured) -> (String, String) {
 /// The command that does the same run again.
 fn again(record: &Record) -> String {
     let p = &record.parameters;
-    let place = if p.on_host { " --on-host".to_owned() } else { format!(" --cores {}", p.cores) };
-    let alone = EnclaveAsked::only(p.cpus, &p.policy);
-    let enclaves = if p.enclaves == [alone] {
-        format!(" --policy {} --cpus {}", p.policy, p.cpus)
+    let mut words = "cargo neap run".to_owned();
+    if p.host == HostKind::Linux {
+        words.push_str(" --host linux");
+    }
+    if p.enclaves == [EnclaveAsked::only(p.cpus, &p.policy)] {
+        words.push_str(&format!(" --policy {} --cpus {}", p.policy, p.cpus));
     } else {
-        p.enclaves.iter().map(|enclave| format!(" --enclave {}", enclave.spec())).collect()
-    };
-    let watchdog =
-        if p.watchdog_ms == 20 { String::new() } else { format!(" --watchdog-ms {}", p.watchdog_ms) };
-    format!(
-        "cargo neap run{enclaves}{watchdog} --rate {} --seconds {} --keys {} --blocking {} --yielding {} --seed {}{place}",
-        p.rate, p.seconds, p.keys, p.blocking_percent, p.yielding_percent, p.seed
-    )
+        words.extend(p.enclaves.iter().map(|enclave| format!(" --enclave {}", enclave.spec())));
+    }
+    if p.watchdog_ms != 20 {
+        words.push_str(&format!(" --watchdog-ms {}", p.watchdog_ms));
+    }
+    if let Some(after_s) = p.kill_agent_after_s {
+        words.push_str(&format!(" --kill-agent-after {after_s}"));
+    }
+    if p.command.is_empty() {
+        words.push_str(&format!(
+            " --rate {} --seconds {} --keys {} --blocking {} --yielding {} --seed {}",
+            p.rate, p.seconds, p.keys, p.blocking_percent, p.yielding_percent, p.seed
+        ));
+    } else if p.seconds > 0.0 {
+        words.push_str(&format!(" --seconds {}", p.seconds));
+    }
+    words.push_str(&if p.on_host { " --on-host".to_owned() } else { format!(" --cores {}", p.cores) });
+    if !p.command.is_empty() {
+        words.push_str(&format!(" -- {}", p.command.join(" ")));
+    }
+    words
 }
 
 /// Text for between two tags.

@@ -4,6 +4,7 @@ mod html;
 mod plot;
 mod table;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -26,9 +27,33 @@ pub struct Record {
     pub measured: Measured,
 }
 
+/// What a run's host is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum HostKind {
+    /// The worker host: each CPU a thread of a process.
+    #[default]
+    Worker,
+    /// A Linux guest with the driver in its kernel.
+    Linux,
+}
+
+impl HostKind {
+    /// Its name on every output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Linux => "linux",
+        }
+    }
+}
+
 /// What a run was asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
+    /// What the host is.
+    #[serde(default)]
+    pub host: HostKind,
     /// The policies, by name.
     pub policy: String,
     /// Host CPUs in all enclaves.
@@ -41,7 +66,7 @@ pub struct Parameters {
     pub cores: u16,
     /// Where all that is random comes from.
     pub seed: u64,
-    /// How long the load lasts.
+    /// How long the load lasts; of a command, how long it may take, 0 for as long as it takes.
     pub seconds: f64,
     /// Mean arrivals per second.
     pub rate: f64,
@@ -53,6 +78,12 @@ pub struct Parameters {
     pub yielding_percent: f64,
     /// Whether the agent is a process on the host.
     pub on_host: bool,
+    /// How old the load is when the agent is ended, in seconds, if it is to be.
+    #[serde(default)]
+    pub kill_agent_after_s: Option<f64>,
+    /// The command that is the load, with its arguments; empty where the load is the store's.
+    #[serde(default)]
+    pub command: Vec<String>,
 }
 
 /// How a run ended.
@@ -110,7 +141,10 @@ impl Record {
             )),
             End::Broken(words) => Some(words.clone()),
         };
-        end.into_iter().chain(self.measured.broken_promises()).collect()
+        let command = self.parameters.command.first().zip(self.measured.command_status);
+        let command = command.filter(|(_, status)| *status != 0);
+        let command = command.map(|(name, status)| format!("{name} ended with status {status}"));
+        end.into_iter().chain(command).chain(self.measured.broken_promises()).collect()
     }
 
     /// The status to exit with: 0 only when all went as it must.
@@ -118,7 +152,8 @@ impl Record {
         match self.end {
             End::Interrupted(signal) => 128u8.saturating_add(u8::try_from(signal).unwrap_or(u8::MAX)),
             End::Broken(_) => 1,
-            End::Complete => u8::from(!self.measured.broken_promises().is_empty()),
+            End::Complete if !self.measured.broken_promises().is_empty() => 1,
+            End::Complete => self.measured.command_status.unwrap_or(0),
         }
     }
 
@@ -174,7 +209,11 @@ impl Record {
             "remarks": remarks,
         });
         // More than the macro takes at once.
+        object["host"] = asked.host.name().into();
         object["watchdog_ms"] = asked.watchdog_ms.into();
+        object["kill_agent_after_s"] = asked.kill_agent_after_s.into();
+        object["command"] = asked.command.clone().into();
+        object["command_status"] = m.command_status.into();
         object["fallbacks"] = m.fallbacks.into();
         object["crashes"] = m.crashes.into();
         object["enclaves"] = m.enclaves.iter().map(enclave).collect();
@@ -291,6 +330,9 @@ pub mod tests {
                 blocking_percent: 5.0,
                 yielding_percent: 5.0,
                 on_host: false,
+                kill_agent_after_s: None,
+                command: Vec::new(),
+                host: HostKind::Worker,
             },
             ran_on: "QEMU 7.2.22, TCG".into(),
             end: End::Complete,
@@ -365,7 +407,8 @@ pub mod tests {
     #[test]
     fn every_broken_promise_fails_the_run() {
         type Break = fn(&mut Measured);
-        let breaks: [(Break, &str); 4] = [
+        let breaks: [(Break, &str); 5] = [
+            (|m| m.troubles.push("the kernel said BUG".into()), "BUG"),
             (|m| m.tasks_lost = 1, "lost"),
             (|m| m.tasks_doubled = 1, "twice"),
             (|m| m.fifo_violations = 1, "FIFO"),
@@ -386,6 +429,22 @@ pub mod tests {
         assert_eq!(with(End::Interrupted(2)), 130);
         assert_eq!(with(End::Interrupted(15)), 143);
         assert_eq!(with(End::Broken(String::new())), 1);
+    }
+
+    #[test]
+    fn a_command_s_status_is_the_run_s_if_nothing_worse_happened() {
+        let mut record = example();
+        record.parameters.command = vec!["stress-ng".into()];
+        record.measured.command_status = Some(0);
+        assert_eq!((record.exit_code(), record.complaints().len()), (0, 0));
+        record.measured.command_status = Some(3);
+        assert_eq!(
+            (record.exit_code(), record.complaints()),
+            (3, vec!["stress-ng ended with status 3".into()])
+        );
+        assert_eq!(record.json()["command_status"], 3);
+        record.measured.tasks_lost = 1;
+        assert_eq!(record.exit_code(), 1);
     }
 
     #[test]

@@ -95,21 +95,23 @@ fn notes(record: &Record) -> Vec<String> {
     } else {
         format!("ran on {}: the same agent as a process, with no PCIe between", record.ran_on)
     };
-    let mut lines = vec![
-        ran_on,
-        format!(
-            "policy {}, {} host CPUs, {} requests/s for {} s on {} keys, seed {}",
-            asked.policy,
-            asked.cpus,
-            asked.rate,
-            asked.seconds,
-            count(asked.keys),
-            asked.seed
-        ),
-    ];
+    let mut lines =
+        vec![ran_on, format!("policy {}, {} host CPUs, {}", asked.policy, asked.cpus, load(record))];
     lines.extend(record.measured.remarks.iter().cloned());
     lines.extend(record.measured.epitaphs.iter().map(|epitaph| format!("epitaph: {epitaph}")));
     lines
+}
+
+/// What the load was, and what a command came to.
+fn load(record: &Record) -> String {
+    let asked = &record.parameters;
+    if !asked.command.is_empty() {
+        let status = record.measured.command_status;
+        let status = status.map_or_else(|| "did not end".to_owned(), |status| format!("status {status}"));
+        return format!("{}: {status}", asked.command.join(" "));
+    }
+    let (rate, seconds, keys) = (asked.rate, asked.seconds, count(asked.keys));
+    format!("{rate} requests/s for {seconds} s on {keys} keys, seed {}", asked.seed)
 }
 
 fn longest(distribution: &Distribution) -> String {
@@ -154,6 +156,15 @@ mod tests {
         let text = table(&record);
         assert!(text.contains("decides") && text.contains("wild_store"), "{text}");
         assert!(text.contains("epitaph: enclave 1: agent wild_store ended by"), "{text}");
+    }
+
+    #[test]
+    fn a_command_is_named_with_its_status() {
+        let mut record = example();
+        record.parameters.command = ["stress-ng", "--cpu", "4"].map(str::to_owned).into();
+        record.measured.command_status = Some(0);
+        let text = table(&record);
+        assert!(text.contains("stress-ng --cpu 4: status 0") && !text.contains("requests/s"), "{text}");
     }
 
     #[test]

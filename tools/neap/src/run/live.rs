@@ -1,6 +1,6 @@
 //! The live line: one line on a terminal, a word at each phase elsewhere.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -8,6 +8,7 @@ use xtask::progress::say;
 
 use crate::measured::Measured;
 use crate::report::{count, per_second, time};
+use crate::worker::Stream;
 
 /// Shows where a run is. Gone from the terminal when dropped.
 pub struct Live {
@@ -15,11 +16,13 @@ pub struct Live {
     phase: &'static str,
     last: Option<(f64, u64, u64)>,
     rates: (f64, f64),
+    /// Where a command's results go: stdout is a report's, if that is for machines.
+    results: Stream,
 }
 
 impl Live {
-    /// Starts with nothing to show.
-    pub fn new() -> Self {
+    /// Starts with nothing to show; a command's results are to go to `results`.
+    pub fn new(results: Stream) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new_spinner();
             let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
@@ -27,7 +30,22 @@ impl Live {
             bar.enable_steady_tick(Duration::from_millis(100));
             bar
         });
-        Self { bar, phase: "", last: None, rates: (0.0, 0.0) }
+        Self { bar, phase: "", last: None, rates: (0.0, 0.0), results }
+    }
+
+    /// Passes on what a command wrote.
+    pub fn said(&self, stream: Stream, text: &str) {
+        let write = || match (stream, self.results) {
+            (Stream::Out, Stream::Out) => {
+                io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush())
+            }
+            _ => io::stderr().write_all(text.as_bytes()),
+        };
+        // Who has seen enough and gone is no reason to end a run.
+        let _ = match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        };
     }
 
     /// Says which phase the run is in, and how far.
@@ -55,7 +73,7 @@ impl Live {
             );
             self.last = Some(now);
         }
-        let line = line(m, self.rates);
+        let line = if m.requests_offered > 0 { line(m, self.rates) } else { command_line(m, self.rates.1) };
         self.phase("running", &line);
     }
 }
@@ -77,6 +95,16 @@ fn line(m: &Measured, (requests_per_s, decisions_per_s): (f64, f64)) -> String {
         count(m.queue_depth_now()),
         time(m.request.p50),
         time(m.request.p99),
+    )
+}
+
+/// Those of a run whose load is a command.
+fn command_line(m: &Measured, decisions_per_s: f64) -> String {
+    let decides = m.enclaves.first().map_or("", |enclave| enclave.level.as_str());
+    format!(
+        "{} decisions · {} decisions/s · decides: {decides}",
+        count(m.decisions),
+        count(decisions_per_s.round() as u64)
     )
 }
 

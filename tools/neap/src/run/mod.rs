@@ -1,5 +1,7 @@
-//! `neap run`: the virtual IPU, the agent, the worker host and the load, from set-up to report.
+//! `neap run`: the virtual IPU, the agent, the host and the load, from set-up to report.
 
+mod kill;
+mod linux;
 mod live;
 mod output;
 mod parts;
@@ -13,20 +15,23 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use xtask::firmware::{self, Kind};
+use xtask::linux::Kit;
 use xtask::machine::WINDOW_BYTES;
 use xtask::setup;
 
+pub use linux::console as guest_console;
 pub use rundir::alive;
 
 use crate::args::RunOptions;
-use crate::enclaves::{self, EnclaveAsked};
+use crate::enclaves::EnclaveAsked;
 use crate::inspect::snapshot;
 use crate::manage;
-use crate::report::{Parameters, Record};
+use crate::report::{HostKind, Parameters, Record};
+use crate::worker::Stream;
 use output::PageFile;
-use parts::Parts;
+use parts::{Parts, Programs};
 use rundir::RunDir;
-use watch::{Signals, watch};
+use watch::{Ended, Signals, watch};
 
 /// What the firmware writes to its console, in a run's directory.
 pub const SERIAL: &str = "serial.log";
@@ -46,46 +51,26 @@ pub struct Notes {
 pub fn run(options: &RunOptions) -> Result<u8> {
     options.check()?;
     let page = options.report.as_deref().map(PageFile::claim).transpose()?;
-    let enclaves = options.enclaves();
-    let mut policies: Vec<&str> = enclaves.iter().map(|enclave| enclave.policy.as_str()).collect();
-    policies.dedup();
-    let parameters = Parameters {
-        policy: policies.join(", "),
-        cpus: enclaves.iter().map(EnclaveAsked::count).sum(),
-        watchdog_ms: options.watchdog_ms,
-        // Each enclave's agent has cores of its own, beside the supervisor's.
-        cores: options.cores.max(enclaves::cores(&enclaves)),
-        // 32 bits are easy to type again, and exact in every reader of JSON.
-        seed: options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>())),
-        seconds: options.seconds,
-        rate: options.rate,
-        keys: options.keys,
-        blocking_percent: options.blocking,
-        yielding_percent: options.yielding,
-        on_host: options.on_host,
-        enclaves,
-    };
-    let card = if options.on_host {
-        None
-    } else {
-        setup::all()?;
-        Some((setup::qemu()?, firmware::build(&Kind::Runtime)?.elf))
-    };
-    let ran_on = match &card {
-        Some((program, _)) => format!("QEMU {}, TCG", qemu::version(program)?),
-        None => "the host".to_owned(),
-    };
-
-    let agents = agents(&parameters)?;
+    let parameters = options.parameters();
+    let programs = programs(&parameters)?;
+    let ran_on = ran_on(&programs)?;
 
     let signals = Signals::catch()?;
     let dir = RunDir::create(WINDOW_BYTES, parameters.enclaves.len())?;
     let notes = Notes { pid: std::process::id(), ran_on: ran_on.clone(), parameters: parameters.clone() };
-    note(dir.path(), &notes, card.as_ref().map(|(_, elf)| elf.as_path()))?;
-    let (end, measured) = {
-        let mut parts = Parts::start(&dir, &parameters, card.as_ref(), agents)?;
-        watch(&mut parts, &dir, &parameters, &signals)
+    note(dir.path(), &notes, programs.card.as_ref().map(|(_, elf)| elf.as_path()))?;
+    let results = if options.json { Stream::Err } else { Stream::Out };
+    let Ended { end, mut measured, kernel } = {
+        let mut parts = Parts::start(&dir, &parameters, &programs)?;
+        watch(&mut parts, &dir, &parameters, &signals, results)
     }?;
+    let ran_on = match kernel {
+        Some(kernel) => format!("{ran_on}; Linux {kernel}"),
+        None => ran_on,
+    };
+    if parameters.host == HostKind::Linux {
+        linux::add_from_window(dir.path(), &mut measured);
+    }
     if let Err(error) = snapshot::keep(dir.path()) {
         xtask::progress::say(&format!("neap: this run can't be kept for `neap log`: {error:#}"));
     }
@@ -94,6 +79,31 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     let record = Record { parameters, ran_on, end, measured };
     output::show(&record, options.json, page)?;
     Ok(record.exit_code())
+}
+
+/// Sets up what is missing, and builds what the run is started with.
+fn programs(asked: &Parameters) -> Result<Programs> {
+    let card = if asked.on_host {
+        None
+    } else {
+        setup::all()?;
+        Some((setup::qemu()?, firmware::build(&Kind::Runtime)?.elf))
+    };
+    let guest = match asked.host {
+        HostKind::Worker => None,
+        HostKind::Linux => Some(Kit::stock()?),
+    };
+    Ok(Programs { card, guest, agents: agents(asked)? })
+}
+
+/// On what a run is to run, for people.
+fn ran_on(programs: &Programs) -> Result<String> {
+    let Some((card, _)) = &programs.card else { return Ok("the host".to_owned()) };
+    let card = qemu::version(card)?;
+    Ok(match &programs.guest {
+        Some(kit) => format!("QEMU {card} (IPU) and {} (x86-64 guest), TCG", qemu::version(kit.qemu())?),
+        None => format!("QEMU {card}, TCG"),
+    })
 }
 
 /// The image of each enclave's agent, where it is not to be the bundle's.

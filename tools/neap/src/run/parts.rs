@@ -1,55 +1,66 @@
-//! What a run is made of: the virtual IPU in this process, the agent and the worker host as children.
+//! What a run is made of: the virtual IPU in this process, the agent and the host as children.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use neap_abi::{AgentControl, AgentState};
 use neap_vipu::{Domain, Server};
+use xtask::linux::Kit;
 use xtask::machine::{Machine, WINDOW_BYTES};
 
 use super::SERIAL;
+use super::linux::{self, Ear};
 use super::rundir::RunDir;
 use crate::children::Guarded;
 use crate::inspect::snapshot::Snapshot;
 use crate::manage::MANAGE;
-use crate::report::Parameters;
+use crate::report::{HostKind, Parameters};
 use crate::worker::{AgentOrder, Line, Order, STOP};
 
 /// What the agent's process writes to stderr, in a run's directory.
 const AGENT_REMARKS: &str = "agent.err";
-/// What the worker host writes there.
-const WORKER_REMARKS: &str = "worker.err";
+/// What the host writes there.
+const HOST_REMARKS: &str = "host.err";
 
-/// Everything that runs. Fields are dropped in order: the worker host, then the agent, then what joined them.
+/// What a run is started with.
+#[derive(Debug, Default)]
+pub struct Programs {
+    /// The QEMU that is the card, and the firmware for it; none for an agent on the host.
+    pub card: Option<(PathBuf, PathBuf)>,
+    /// The guest; none for a worker host.
+    pub guest: Option<Kit>,
+    /// The image of each enclave's agent, where it is not to be the bundle's.
+    pub agents: Vec<Option<PathBuf>>,
+}
+
+/// Everything that runs. Fields are dropped in order: the host, then the agent, then what joined them.
 pub struct Parts {
-    /// The worker host.
-    pub worker: Guarded,
+    ear: Option<Ear>,
+    /// The worker host, or the guest's QEMU.
+    pub host: Guarded,
+    /// How to call it.
+    pub host_name: &'static str,
     /// What it tells; closed when it has ended.
     pub lines: Receiver<Line>,
     /// QEMU, or the on-host agent.
     pub agent: Guarded,
     /// How to call the agent's process.
     pub agent_name: &'static str,
-    words: Option<ChildStdin>,
+    words: Option<Words>,
     dir: PathBuf,
     _server: Server,
 }
 
 impl Parts {
-    /// Starts all, with the firmware in QEMU (`card`: the program and the ELF) or the agent on the host.
-    /// The host loads `agents`, by enclave.
-    pub fn start(
-        dir: &RunDir,
-        asked: &Parameters,
-        card: Option<&(PathBuf, PathBuf)>,
-        agents: Vec<Option<PathBuf>>,
-    ) -> Result<Self> {
+    /// Starts all.
+    pub fn start(dir: &RunDir, asked: &Parameters, programs: &Programs) -> Result<Self> {
         let vectors = asked.vectors();
         let (mut sockets, mut domains, mut windows) = (Vec::new(), Vec::new(), Vec::new());
         for (enclave, window) in dir.windows().iter().enumerate() {
@@ -60,8 +71,12 @@ impl Parts {
             sockets.push(socket);
         }
         let server = Server::start(domains)?;
-        let agent_name = if card.is_some() { "QEMU" } else { "the on-host agent" };
-        let mut agent = match card {
+        let agent_name = match (&programs.card, asked.host) {
+            (None, _) => "the on-host agent",
+            (Some(_), HostKind::Worker) => "QEMU",
+            (Some(_), HostKind::Linux) => "the IPU's QEMU",
+        };
+        let mut agent = match &programs.card {
             Some((program, elf)) => {
                 let (first, bytes) = windows.first().context("a run has an enclave")?;
                 let mut machine = Machine::new(u32::from(asked.cores), first, *bytes);
@@ -82,44 +97,40 @@ impl Parts {
             .stdout(remarks(dir.path(), SERIAL)?)
             .stderr(remarks(dir.path(), AGENT_REMARKS)?);
         let agent = Guarded::start(agent)?;
-
-        let manage = dir.path().join(MANAGE);
-        let order = Order { sockets, vectors, parameters: asked.clone(), agents, manage };
-        let mut worker = ourselves("worker", &serde_json::to_string(&order)?)?;
-        worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir.path(), WORKER_REMARKS)?);
-        let mut worker = Guarded::start(worker)?;
-        let words = worker.child().stdin.take();
-        let said = worker.child().stdout.take().context("the worker host has no stdout")?;
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || {
-            for line in BufReader::new(said).lines().map_while(Result::ok) {
-                // What is no line of ours is somebody's stray print: not worth a run.
-                if let Ok(line) = serde_json::from_str(&line)
-                    && sender.send(line).is_err()
-                {
-                    break;
-                }
-            }
-        });
-        Ok(Self { worker, lines, agent, agent_name, words, dir: dir.path().to_owned(), _server: server })
+        let with = |host: Host| Self {
+            ear: host.ear,
+            host: host.process,
+            host_name: host.name,
+            lines: host.lines,
+            agent,
+            agent_name,
+            words: host.words,
+            dir: dir.path().to_owned(),
+            _server: server,
+        };
+        Ok(with(match &programs.guest {
+            Some(kit) => guest(dir.path(), asked, kit, &sockets)?,
+            None => worker_host(dir.path(), asked, programs.agents.clone(), sockets)?,
+        }))
     }
 
-    /// Asks the worker host to end the load and report; one that has ended hears nothing, which its end tells.
+    /// Asks the host to end the load and report; one that has ended hears nothing, which its end tells.
     pub fn ask_for_report(&mut self) {
-        if let Some(words) = &mut self.words {
-            let _ = writeln!(words, "{STOP}").and_then(|()| words.flush());
+        if let Some(words) = &self.words {
+            let _ = words.say(STOP);
         }
     }
 
-    /// Ends what still runs: the worker host first, so that its leaving is seen. One that has reported (`orderly`) has
+    /// Ends what still runs: the host first, so that its leaving is seen. One that has reported (`orderly`) has
     /// told the agent that it goes, and the agent gets a moment to end well and to say so in its log.
     pub fn stop(&mut self, orderly: bool) {
         if orderly {
-            self.worker.wait(Duration::from_secs(2));
+            // A guest switches itself off.
+            self.host.wait(Duration::from_secs(if self.ear.is_some() { 10 } else { 2 }));
             self.await_agent(Duration::from_secs(2));
         }
         self.words = None;
-        self.worker.stop(Duration::from_secs(5));
+        self.host.stop(Duration::from_secs(5));
         self.agent.stop(Duration::from_secs(2));
     }
 
@@ -138,13 +149,16 @@ impl Parts {
         }
     }
 
-    /// The last lines that agent and worker host wrote, for an error.
+    /// The last lines that agent and host wrote, for an error.
     pub fn last_words(&self) -> String {
         let mut text = String::new();
-        for (name, file) in
-            [("console", SERIAL), (self.agent_name, AGENT_REMARKS), ("worker host", WORKER_REMARKS)]
-        {
-            let said = fs::read(self.dir.join(file)).unwrap_or_default();
+        for (name, file) in [
+            ("console", self.dir.join(SERIAL)),
+            (self.agent_name, self.dir.join(AGENT_REMARKS)),
+            ("the guest's console", linux::console(&self.dir)),
+            (self.host_name, self.dir.join(HOST_REMARKS)),
+        ] {
+            let said = fs::read(file).unwrap_or_default();
             let said = String::from_utf8_lossy(&said);
             let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
             if !lines.is_empty() {
@@ -154,6 +168,76 @@ impl Parts {
         }
         text
     }
+}
+
+/// What a host hears: a line each, from whoever has something to say.
+#[derive(Clone)]
+pub struct Words(Arc<Mutex<dyn Write + Send>>);
+
+impl Words {
+    /// Those that go into `to`.
+    pub fn new(to: impl Write + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(to)))
+    }
+
+    /// Says a line.
+    pub fn say(&self, line: &str) -> io::Result<()> {
+        let mut to = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        writeln!(to, "{line}").and_then(|()| to.flush())
+    }
+}
+
+/// A host that was started.
+struct Host {
+    process: Guarded,
+    name: &'static str,
+    lines: Receiver<Line>,
+    words: Option<Words>,
+    ear: Option<Ear>,
+}
+
+/// Starts the worker host, which loads `agents`, by enclave.
+fn worker_host(
+    dir: &Path,
+    asked: &Parameters,
+    agents: Vec<Option<PathBuf>>,
+    sockets: Vec<PathBuf>,
+) -> Result<Host> {
+    let (vectors, manage) = (asked.vectors(), dir.join(MANAGE));
+    let order = Order { sockets, vectors, parameters: asked.clone(), agents, manage };
+    let mut worker = ourselves("worker", &serde_json::to_string(&order)?)?;
+    worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir, HOST_REMARKS)?);
+    let mut process = Guarded::start(worker)?;
+    let words = process.child().stdin.take().map(Words::new);
+    let said = process.child().stdout.take().context("the worker host has no stdout")?;
+    Ok(Host { process, name: "the worker host", lines: lines_of(said), words, ear: None })
+}
+
+/// Starts the guest.
+fn guest(dir: &Path, asked: &Parameters, kit: &Kit, sockets: &[PathBuf]) -> Result<Host> {
+    let socket = sockets.first().context("a run has an enclave")?;
+    let mut command = linux::command(dir, asked, kit, socket.clone())?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir, HOST_REMARKS)?);
+    let mut process = Guarded::start(command)?;
+    let words = process.child().stdin.take().map(Words::new).context("the guest has no stdin")?;
+    let said = process.child().stdout.take().context("the guest has no stdout")?;
+    let (ear, lines) = Ear::open(dir, asked, lines_of(said), words.clone())?;
+    Ok(Host { process, name: "the guest's QEMU", lines, words: Some(words), ear: Some(ear) })
+}
+
+/// The lines that come out of `said`. What is no line of ours is somebody's stray print: not worth a run.
+fn lines_of(said: impl Read + Send + 'static) -> Receiver<Line> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(said).lines().map_while(Result::ok) {
+            if let Ok(line) = serde_json::from_str(&line)
+                && sender.send(line).is_err()
+            {
+                break;
+            }
+        }
+    });
+    lines
 }
 
 /// This same program, as a child.

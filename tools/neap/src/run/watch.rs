@@ -8,20 +8,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::kill::Kill;
 use super::live::Live;
 use super::parts::Parts;
 use super::rundir::RunDir;
 use crate::children::in_words;
 use crate::measured::Measured;
-use crate::report::{End, Parameters};
-use crate::worker::{DRAIN, Line};
+use crate::report::{End, HostKind, Parameters};
+use crate::worker::{DRAIN, Line, Stream};
 
-/// How long the parts may take until the load begins, without a word from the worker host.
+/// How long the parts may take until the load begins, without a word from the host.
 const BEGIN: Duration = Duration::from_secs(90);
 /// How much longer than load and drain the worker host may take with its report.
 const SLACK: Duration = Duration::from_secs(20);
-/// How long a worker host without an agent may take with its report.
+/// How long a guest may say nothing under its load, whose end may be its own to choose.
+const GUEST_SILENCE: Duration = Duration::from_secs(90);
+/// How long a host without an agent may take with its report.
 const LAST_REPORT: Duration = Duration::from_secs(10);
+/// How much longer a guest may take, which has a scheduler to detach and a driver to unload.
+const GUEST_LAST_REPORT: Duration = Duration::from_secs(60);
 /// How often children are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -48,7 +53,18 @@ impl Signals {
     }
 }
 
-/// Follows a run to its end, whatever ends it, and stops its parts.
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub end: End,
+    /// Its figures.
+    pub measured: Measured,
+    /// The release of its guest's kernel, if it had one.
+    pub kernel: Option<String>,
+}
+
+/// Follows a run to its end, whatever ends it, and stops its parts. A command's results go to `results`.
 ///
 /// An error is a run of which there is nothing to report: it never came to its load.
 pub fn watch(
@@ -56,19 +72,27 @@ pub fn watch(
     dir: &RunDir,
     asked: &Parameters,
     signals: &Signals,
-) -> Result<(End, Measured)> {
-    let mut run = Watched { parts, live: Live::new(), started: None, last: None, done: false };
-    let end = run.follow(asked, signals);
-    let Watched { last, live, done, .. } = run;
+    results: Stream,
+) -> Result<Ended> {
+    let live = Live::new(results);
+    let kill = asked.kill_agent_after_s.map(|after_s| Kill::planned(dir.path(), after_s));
+    let mut run = Watched { parts, live, kill, asked, kernel: None, started: None, last: None, done: false };
+    let end = run.follow(signals);
+    let Watched { last, live, done, kernel, kill, .. } = run;
     drop(live);
     parts.stop(done);
+    let ended = |end, measured| Ok(Ended { end, measured, kernel });
     match (end?, last) {
-        (end, Some(measured)) => Ok((end, measured)),
+        (end, Some(mut measured)) => {
+            measured.remarks.extend(kill.map(Kill::in_words));
+            ended(end, measured)
+        }
         // Interrupted before its load: a report of nothing done.
-        (End::Interrupted(signal), None) => Ok((End::Interrupted(signal), Measured::default())),
+        (End::Interrupted(signal), None) => ended(End::Interrupted(signal), Measured::default()),
         (End::Broken(words), None) => bail!("{words} before the load began{}", parts.last_words()),
         (End::Complete, None) => {
-            bail!("the worker host in {} ended without a report{}", dir.path().display(), parts.last_words())
+            let (host, dir) = (parts.host_name, dir.path().display());
+            bail!("{host} in {dir} ended without a report{}", parts.last_words())
         }
     }
 }
@@ -77,6 +101,11 @@ pub fn watch(
 struct Watched<'p> {
     parts: &'p mut Parts,
     live: Live,
+    asked: &'p Parameters,
+    /// The agent's end, if it is asked for.
+    kill: Option<Kill>,
+    /// The guest's kernel.
+    kernel: Option<String>,
     /// When the load began.
     started: Option<Instant>,
     /// The newest figures.
@@ -86,8 +115,11 @@ struct Watched<'p> {
 }
 
 impl Watched<'_> {
-    fn follow(&mut self, asked: &Parameters, signals: &Signals) -> Result<End> {
-        let load = Duration::from_secs_f64(asked.seconds) + DRAIN + SLACK;
+    fn follow(&mut self, signals: &Signals) -> Result<End> {
+        let is_guest = self.asked.host == HostKind::Linux;
+        let load = Duration::from_secs_f64(self.asked.seconds) + DRAIN + SLACK;
+        let last_report = if is_guest { GUEST_LAST_REPORT } else { LAST_REPORT };
+        let host = self.parts.host_name;
         let mut heard = Instant::now();
         loop {
             if self.hear()? {
@@ -99,32 +131,40 @@ impl Watched<'_> {
             if let Some(signal) = signals.taken() {
                 self.live.phase("ending the run", "");
                 self.parts.ask_for_report();
-                self.await_report(DRAIN + LAST_REPORT, signals)?;
+                self.await_report(DRAIN + last_report, signals)?;
                 return Ok(End::Interrupted(signal));
             }
             if let Some(status) = self.parts.agent.ended() {
                 let when = self.when();
                 self.parts.ask_for_report();
-                self.await_report(LAST_REPORT, signals)?;
+                self.await_report(last_report, signals)?;
                 let words = format!("{} {} {when}", self.parts.agent_name, in_words(status));
                 return Ok(End::Broken(self.with_unfinished(words)));
             }
-            if let Some(status) = self.parts.worker.ended() {
+            if let Some(status) = self.parts.host.ended() {
                 let when = self.when();
                 // It may have said its last before it went.
                 self.await_report(TICK, signals)?;
                 if self.done {
                     return Ok(self.end());
                 }
-                let words = format!("the worker host {} {when}", in_words(status));
+                let words = format!("{host} {} {when}", in_words(status));
                 let by = if self.last.is_some() { " by what it last told" } else { "" };
                 return Ok(End::Broken(self.with_unfinished(words) + by));
             }
             match self.started {
-                Some(started) if started.elapsed() > load => {
-                    let words =
-                        format!("the worker host gave no report {} s after its time", SLACK.as_secs());
+                Some(started) if !is_guest && started.elapsed() > load => {
+                    let words = format!("{host} gave no report {} s after its time", SLACK.as_secs());
                     return Ok(End::Broken(self.with_unfinished(words)));
+                }
+                Some(_) if is_guest && heard.elapsed() > GUEST_SILENCE => {
+                    let words = format!("the guest said nothing for {} s", GUEST_SILENCE.as_secs());
+                    return Ok(End::Broken(self.with_unfinished(words) + &self.parts.last_words()));
+                }
+                Some(started) => {
+                    if let Some(kill) = &mut self.kill {
+                        kill.look(started.elapsed());
+                    }
                 }
                 None if heard.elapsed() > BEGIN => {
                     bail!(
@@ -138,7 +178,7 @@ impl Watched<'_> {
         }
     }
 
-    /// Takes what the worker host says within a tick; whether it said anything.
+    /// Takes what the host says within a tick; whether it said anything.
     fn hear(&mut self) -> Result<bool> {
         let line = match self.parts.lines.recv_timeout(TICK) {
             Ok(line) => line,
@@ -158,6 +198,13 @@ impl Watched<'_> {
                 self.live.figures(&measured);
                 self.take(*measured);
             }
+            Line::Booted { kernel } => {
+                self.live.phase("Linux is up", &kernel);
+                self.kernel = Some(kernel);
+            }
+            Line::Said { stream, text } => self.live.said(stream, &text),
+            // The ear takes those.
+            Line::Answer(_) => {}
             Line::Draining => self.live.phase("waiting for the last tasks", ""),
             Line::Done(measured) => {
                 self.last = Some(*measured);
@@ -167,19 +214,21 @@ impl Watched<'_> {
                 // A dead agent is why it failed, more often than not: then that is the news.
                 if let Some(status) = self.parts.agent.wait(Duration::from_millis(200)) {
                     bail!(
-                        "{} {}, and the worker host gave up: {words}{}",
+                        "{} {}, and {} gave up: {words}{}",
                         self.parts.agent_name,
                         in_words(status),
+                        self.parts.host_name,
                         self.parts.last_words()
                     );
                 }
-                bail!("the worker host gave up: {words}{}", self.parts.last_words());
+                let host = if self.kernel.is_some() { "the guest" } else { self.parts.host_name };
+                bail!("{host} gave up: {words}{}", self.parts.last_words());
             }
         }
         Ok(true)
     }
 
-    /// Takes figures so far, and goes on with the queue's timeline: should the worker host die, this is its report.
+    /// Takes figures so far, and goes on with the queue's timeline: should the host die, this is its report.
     fn take(&mut self, mut measured: Measured) {
         if let Some(last) = self.last.take() {
             let now = std::mem::replace(&mut measured.queue_depth, last.queue_depth);
@@ -188,12 +237,12 @@ impl Watched<'_> {
         self.last = Some(measured);
     }
 
-    /// How a run ended whose worker host has reported in full.
+    /// How a run ended whose host has reported in full.
     fn end(&mut self) -> End {
         if self.last.as_ref().is_none_or(|last| last.agent_ended.is_none()) {
             return End::Complete;
         }
-        // The worker host sees its agent leave before we see the process end. Without that it is an agent that ended and
+        // The host sees its agent leave before we see the process end. Without that it is an agent that ended and
         // whose place others have taken: the report says so.
         match self.parts.agent.wait(Duration::from_millis(500)) {
             Some(status) => {
@@ -204,7 +253,7 @@ impl Watched<'_> {
         }
     }
 
-    /// Waits for the worker host's last report, if its load has begun; a second signal ends that too.
+    /// Waits for the host's last report, if its load has begun; a second signal ends that too.
     fn await_report(&mut self, patience: Duration, signals: &Signals) -> Result<()> {
         if self.started.is_none() {
             return Ok(());
@@ -217,7 +266,7 @@ impl Watched<'_> {
                 Err(_) if self.last.is_some() => return Ok(()),
                 Err(error) => return Err(error),
             };
-            if !heard && self.parts.worker.ended().is_some() {
+            if !heard && self.parts.host.ended().is_some() {
                 return Ok(());
             }
         }

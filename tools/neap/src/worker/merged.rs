@@ -56,6 +56,8 @@ pub fn measured(reports: &[Report], asked: &[EnclaveAsked], offered: &[u64]) -> 
         agent_ended: (!ended.is_empty()).then(|| ended.join("; ")),
         fallbacks: sum(|report| report.fallbacks.len() as u64),
         crashes: sum(|report| report.crashes),
+        command_status: None,
+        troubles: Vec::new(),
         epitaphs: epitaphs.collect(),
         remarks: remarks.collect(),
         enclaves,
@@ -122,7 +124,8 @@ fn distribution(
     whole(&Latency::of(&all))
 }
 
-fn whole(latency: &Latency) -> Distribution {
+/// A distribution with its curve.
+pub fn whole(latency: &Latency) -> Distribution {
     Distribution { curve: latency.cdf.clone(), ..summary(latency) }
 }
 

@@ -2,12 +2,12 @@
 //!
 //! They talk in JSON lines on stdout and listen to single words on stdin; when that closes, the run is over.
 
-mod arrivals;
-mod gets;
+pub mod arrivals;
+pub mod gets;
 mod managed;
-mod merged;
+pub mod merged;
 mod mix;
-mod store;
+pub mod store;
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
@@ -24,6 +24,7 @@ use neap_host::report::Snapshot;
 use neap_host::worker::{Enclave, EnclaveConfig, Host, HostConfig, with_host};
 use serde::{Deserialize, Serialize};
 
+use crate::manage::Answer;
 use crate::measured::{Distribution, Measured};
 use crate::report::Parameters;
 use arrivals::Arrivals;
@@ -85,9 +86,23 @@ impl FromStr for AgentOrder {
     }
 }
 
-/// What a worker host says.
+/// One of a command's two streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    /// Its results.
+    Out,
+    /// Its remarks.
+    Err,
+}
+
+/// What a worker host says, or a guest in its place.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Line {
+    /// The guest has booted.
+    Booted {
+        /// Its kernel's release.
+        kernel: String,
+    },
     /// Keys are being loaded.
     Loading {
         /// Loaded.
@@ -99,6 +114,15 @@ pub enum Line {
     Attaching,
     /// The load is on: the figures so far, the queue's depth now as the only point of its timeline.
     Running(Box<Measured>),
+    /// What the command wrote that is the load.
+    Said {
+        /// On which of its streams.
+        stream: Stream,
+        /// What.
+        text: String,
+    },
+    /// What became of what a guest was asked about its agent.
+    Answer(Answer),
     /// The load is over, tasks are not.
     Draining,
     /// All is over.
@@ -200,7 +224,12 @@ fn host_a_run(host: &Host<'_, Gets>, order: &Order, stop: &AtomicBool) -> Result
             .zip(arrivals)
             .zip(&offered)
             .map(|((enclave, arrivals), offered)| {
-                scope.spawn(|| drive(enclave, arrivals, load, stop, offered))
+                let first = u64::from(enclave.id()) << ENCLAVE_SHIFT;
+                // A full table is counted by the host; an open load goes on.
+                let submit = |number| {
+                    let _ = enclave.submit(number);
+                };
+                scope.spawn(move || drive(submit, first, arrivals, load, stop, offered))
             })
             .collect();
         for load in loads {
@@ -224,10 +253,17 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// Creates a task at each arrival, until the load's time is over or the run is; counts the arrivals.
-fn drive(enclave: &Enclave, arrivals: Arrivals, load: Duration, stop: &AtomicBool, offered: &AtomicU64) {
+/// Submits a request at each arrival, numbered from `first` on, until the load's time is over or the run is; counts the
+/// arrivals.
+pub fn drive(
+    submit: impl Fn(u64),
+    first: u64,
+    arrivals: Arrivals,
+    load: Duration,
+    stop: &AtomicBool,
+    offered: &AtomicU64,
+) {
     let start = Instant::now();
-    let first = u64::from(enclave.id()) << ENCLAVE_SHIFT;
     for (number, at) in (first..).zip(arrivals.take_while(|at| *at < load)) {
         while let left = at.saturating_sub(start.elapsed())
             && !left.is_zero()
@@ -240,8 +276,7 @@ fn drive(enclave: &Enclave, arrivals: Arrivals, load: Duration, stop: &AtomicBoo
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        // A full table is counted by the host; an open load goes on.
-        let _ = enclave.submit(number);
+        submit(number);
         offered.fetch_add(1, Ordering::Relaxed);
     }
     while !stop.load(Ordering::Relaxed) && start.elapsed() < load {

@@ -25,6 +25,8 @@ const WORDS: &str = "console=ttyS0 panic=-1 tsc=reliable loglevel=5";
 const FUNCTIONS_MAX: usize = 16;
 /// How long the guest's kernel may take to let a function go.
 const UNPLUG: Duration = Duration::from_secs(60);
+/// The console's file, in a guest's directory.
+pub const CONSOLE: &str = "console";
 /// Lines of the console that an error shows.
 const TAIL: usize = 40;
 
@@ -62,7 +64,7 @@ impl Boot {
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.args([
             "-chardev",
-            &format!("file,id=console,path={}", file("console")),
+            &format!("file,id=console,path={}", file(CONSOLE)),
             "-serial",
             "chardev:console",
         ]);
@@ -86,6 +88,22 @@ impl Boot {
     }
 }
 
+/// The command that boots a kernel's `image` with the archive `base`, and behind it the boot's own files. What it needs goes
+/// into `directory`, and its console into a file there, [`CONSOLE`]; its reports come out of stdout, and what it hears goes
+/// into stdin.
+pub(super) fn command(
+    qemu: &Path,
+    image: &Path,
+    base: &Path,
+    boot: &Boot,
+    directory: &Path,
+) -> Result<Command> {
+    let mut archive = fs::read(base).with_context(|| format!("{} can't be read", base.display()))?;
+    archive.extend(initramfs::run(&boot.files)?);
+    fs::write(directory.join("initramfs"), archive).context("the guest's files can't be written")?;
+    boot.command(qemu, image, directory)
+}
+
 /// A running guest. Dropped, it is gone.
 pub struct Guest {
     child: Child,
@@ -105,12 +123,8 @@ impl Guest {
     pub fn start(qemu: &Path, image: &Path, base: &Path, boot: &Boot) -> Result<Self> {
         let directory =
             tempfile::Builder::new().prefix(&format!("neap-guest-{}-", std::process::id())).tempdir()?;
-        let mut archive = fs::read(base).with_context(|| format!("{} can't be read", base.display()))?;
-        archive.extend(initramfs::run(&boot.files)?);
-        fs::write(directory.path().join("initramfs"), archive)
-            .context("the guest's files can't be written")?;
         let remarks = OsFile::create(directory.path().join("qemu"))?;
-        let mut command = boot.command(qemu, image, directory.path())?;
+        let mut command = command(qemu, image, base, boot, directory.path())?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(remarks);
         let mut child = command.spawn().with_context(|| format!("{} does not start", qemu.display()))?;
         let (sender, reports) = mpsc::channel();
@@ -157,7 +171,7 @@ impl Guest {
 
     /// The console's file.
     pub fn console_path(&self) -> PathBuf {
-        self.directory.path().join("console")
+        self.directory.path().join(CONSOLE)
     }
 
     /// What the console has shown.

@@ -20,7 +20,7 @@ use crate::setup::{self, lock};
 /// The first program, which makes the usual mounts and hands over to `neap guest`.
 const INIT: &str = include_str!("init.sh");
 /// Cargo features of the `neap` that goes into a guest.
-const FEATURES: &str = "";
+const FEATURES: &str = "linux";
 /// Directories that must be there for a file or a mount to lie in.
 const DIRECTORIES: [&str; 13] =
     ["bin", "dev", "etc", "lib", "lib/neap", "lib64", "proc", "root", "run", "sys", "tmp", "usr", "usr/lib"];

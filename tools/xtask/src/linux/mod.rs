@@ -15,14 +15,15 @@ mod qmp;
 mod root;
 mod smoke;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::setup;
 
-pub use guest::{Boot, Guest, complaints};
+pub use guest::{Boot, CONSOLE, Guest, complaints};
 pub use initramfs::File;
 pub use kernel::{Flavour, Kernel};
 pub use module::Module;
@@ -67,6 +68,18 @@ impl Kit {
     /// Boots a guest.
     pub fn boot(&self, boot: &Boot) -> Result<Guest> {
         Guest::start(&self.qemu, &self.kernel.image(), &self.base, boot)
+    }
+
+    /// The command that boots a guest with its files in `directory`, for who looks after it by himself: its reports come out
+    /// of stdout, and what it hears goes into stdin.
+    pub fn command(&self, boot: &Boot, directory: &Path) -> Result<Command> {
+        guest::command(&self.qemu, &self.kernel.image(), &self.base, boot, directory)
+    }
+
+    /// `qemu-system-x86_64`.
+    #[must_use]
+    pub fn qemu(&self) -> &Path {
+        &self.qemu
     }
 }
 

@@ -51,7 +51,7 @@ const EXCLUDED: [&str; 6] = [
     "/usr/share/locale/*",
     "/usr/share/man/*",
     "/usr/src/rustc-*/compiler/*",
-    "/usr/src/rustc-*/src/tools/*",
+    "/usr/src/rustc-*/src/*",
     "/usr/src/rustc-*/tests/*",
 ];
 /// What is done in the new root after that. The kernel's image is no dependency of its headers. Of the source, what is
