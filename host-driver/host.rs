@@ -83,6 +83,8 @@ impl Owner {
             },
             GFP_KERNEL,
         )?;
+        let turn_ms = u64::from(crate::module_parameters::turn_ms.value().max(1));
+        host.mechanism.set_turn_ns(turn_ms * 1_000_000);
         for cpu in 0..host.mechanism.cpus().len() {
             // SAFETY: The number is below `nr_cpu_ids`.
             host.mechanism.set_online(cpu as u16, unsafe { neap_cpu_online(cpu as u32) });

@@ -25,19 +25,23 @@ const NOTHING: i32 = 0;
 const KEEP: i32 = -1;
 const LEAVE: i32 = -2;
 
-/// For as long as the task likes, with and without a tick: only a slice of all ones lets the tick stop.
+/// For as long as the task likes: only a slice of all ones lets the tick stop.
 const FOR_EVER: u64 = u64::MAX;
-const FOR_EVER_WITH_TICK: u64 = u64::MAX - 1;
 
 fn cpu_of(cpu: i32) -> u16 {
     u16::try_from(cpu).unwrap_or(u16::MAX)
+}
+
+/// The calling CPU.
+fn here() -> u16 {
+    kernel::cpu::CpuId::current().as_u32() as u16
 }
 
 /// A task asks for the class.
 #[no_mangle]
 extern "C" fn neap_rs_enable(pid: u32, first_cpu: u32, cpu_count: u32) -> i32 {
     let affinity = (first_cpu as u16, cpu_count as u16);
-    let task = host().and_then(|host| host.mechanism.enable(pid, affinity, 0));
+    let task = host().and_then(|host| host.mechanism.enable(pid, affinity, here()));
     task.map_or(-(kernel::bindings::ENOSPC as i32), |task| task as i32)
 }
 
@@ -45,7 +49,7 @@ extern "C" fn neap_rs_enable(pid: u32, first_cpu: u32, cpu_count: u32) -> i32 {
 #[no_mangle]
 extern "C" fn neap_rs_disable(task: u32, dead: bool) {
     if let Some(host) = host() {
-        host.mechanism.disable(host, task, dead, 0);
+        host.mechanism.disable(host, task, dead, here());
     }
 }
 
@@ -166,7 +170,7 @@ unsafe extern "C" fn neap_rs_member(cpu: i32, member: u32, out: *mut Member) {
         let member = host.mechanism.member(cpu_of(cpu), member)?;
         let slice_ns = match member.slice_ns {
             0 if member.tickless => FOR_EVER,
-            0 => FOR_EVER_WITH_TICK,
+            0 => host.mechanism.turn_ns(),
             slice_ns => slice_ns,
         };
         let preempts = u32::from(member.preempts);
@@ -208,6 +212,6 @@ extern "C" fn neap_rs_attached(attached: bool) {
 /// Takes the calling CPU out of the agents' hands: what lies in its slot is refused. With interrupts off.
 pub(crate) fn withhold_here() {
     if let Some(host) = host() {
-        host.mechanism.withhold(host, kernel::cpu::CpuId::current().as_u32() as u16);
+        host.mechanism.withhold(host, here());
     }
 }

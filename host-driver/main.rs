@@ -37,6 +37,10 @@ module! {
             default: 20,
             description: "How long an agent may owe a decision before it is ended, in ms (default: 20)",
         },
+        turn_ms: u32 {
+            default: 100,
+            description: "How long a task runs at a time whose decision sets no slice, unless it asks for no tick, in ms (default: 100)",
+        },
         kernel_after_ms: u32 {
             default: 1000,
             description: "How long the host's own rule decides in an ended agent's place before tasks go back to the kernel's class, in ms (default: 1000)",

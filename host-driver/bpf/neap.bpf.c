@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * The sched_ext program: hands the scheduling events of tasks that ask for SCHED_EXT to the driver's kfuncs, and puts in
- * place what the driver took from a CPU's decision slot. It decides nothing. While no agent decides, tasks go into the
- * global queue, first come, first served.
+ * place what the driver took from a CPU's decision slot. It decides nothing. While no agent decides, tasks go into one
+ * queue, first come, first served.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -14,6 +14,12 @@ char _license[] SEC("license") = "GPL";
 #define KEEP -1
 #define LEAVE -2
 #define MEMBERS_MAX 16
+
+/*
+ * The host's own queue. Not the global one: that is looked at before dispatch() is asked, and what was rescued from an agent
+ * would wait behind it for ever.
+ */
+#define HOST_DSQ 1
 
 struct neap_member {
 	s32 pid;
@@ -51,10 +57,7 @@ extern void neap_attached(bool attached) __ksym;
 
 /* libbpf strips the last "___" and what follows from a name, so one more is needed. */
 extern bool scx_bpf_dsq_insert___v2___k(struct task_struct *p, u64 dsq_id, u64 slice, u64 enq_flags) __ksym;
-extern void scx_bpf_dispatch_cancel___k(void) __ksym;
-extern void scx_bpf_kick_cpu___k(s32 cpu, u64 flags) __ksym;
-extern bool scx_bpf_task_set_slice___k(struct task_struct *p, u64 slice) __ksym;
-extern void scx_bpf_exit_bstr___k(s64 exit_code, char *fmt, unsigned long long *data, u32 data__sz) __ksym;
+extern bool scx_bpf_dsq_move_to_local___v2___k(u64 dsq_id, u64 enq_flags) __ksym;
 
 /* A task's number in the driver's table, + 1. */
 struct numbered {
@@ -105,7 +108,18 @@ static void leave(void)
 			   cause == 5 ? down : other;
 	unsigned long long data[1] = { (unsigned long long)name };
 
-	scx_bpf_exit_bstr___k(cause, text, data, sizeof(data));
+	scx_bpf_exit_bstr(cause, text, data, sizeof(data));
+}
+
+/* Puts a task into the host's own queue, and has a CPU look at it. */
+static void queue(struct task_struct *p, u64 enq_flags)
+{
+	s32 cpu;
+
+	scx_bpf_dsq_insert___v2___k(p, HOST_DSQ, SCX_SLICE_DFL, enq_flags);
+	cpu = scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	if (cpu >= 0)
+		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE);
 }
 
 SEC("struct_ops/neap_select_cpu")
@@ -122,13 +136,13 @@ void BPF_PROG(neap_op_enqueue, struct task_struct *p, u64 enq_flags)
 
 	if (!task) {
 		/* The table is full: it is scheduled all the same. */
-		scx_bpf_dsq_insert___v2___k(p, SCX_DSQ_GLOBAL, SCX_SLICE_DFL, enq_flags);
+		queue(p, enq_flags);
 		return;
 	}
 	custody = neap_enqueue(task - 1, scx_bpf_task_cpu(p));
 	if (custody == AGENT)
 		return;
-	scx_bpf_dsq_insert___v2___k(p, SCX_DSQ_GLOBAL, SCX_SLICE_DFL, enq_flags);
+	queue(p, enq_flags);
 	if (custody == 2)
 		leave();
 }
@@ -143,27 +157,27 @@ void BPF_PROG(neap_op_dequeue, struct task_struct *p, u64 deq_flags)
 		neap_dequeue(task - 1);
 }
 
-SEC("struct_ops/neap_dispatch")
-void BPF_PROG(neap_op_dispatch, s32 cpu, struct task_struct *prev)
+/* Puts in place what a CPU took from its slot. False if that is nothing. */
+static bool carry_out(s32 cpu, struct task_struct *prev)
 {
 	struct neap_member member = {};
 	struct task_struct *p;
+	u32 i, placed = 0;
 	bool kept;
 	s32 count;
-	u32 i;
 
 	count = neap_take(cpu);
 	if (!count)
-		return;
+		return false;
 	if (count == LEAVE) {
 		leave();
-		return;
+		return false;
 	}
 	if (count == KEEP) {
 		neap_member(cpu, 0, &member);
 		if (prev)
-			scx_bpf_task_set_slice___k(prev, member.slice_ns);
-		return;
+			scx_bpf_task_set_slice(prev, member.slice_ns);
+		return true;
 	}
 	/*
 	 * First into place, then the verdict: a place holds only while its task has not been off its queue since, and a verdict
@@ -179,29 +193,42 @@ void BPF_PROG(neap_op_dispatch, s32 cpu, struct task_struct *prev)
 			continue;
 		}
 		if (member.cpu < 0) {
-			scx_bpf_dsq_insert___v2___k(p, SCX_DSQ_GLOBAL, SCX_SLICE_DFL, 0);
+			scx_bpf_dsq_insert___v2___k(p, HOST_DSQ, SCX_SLICE_DFL, 0);
 		} else {
 			scx_bpf_dsq_insert___v2___k(p, member.cpu == cpu ? SCX_DSQ_LOCAL : SCX_DSQ_LOCAL_ON | member.cpu,
 						    member.slice_ns, 0);
-			if (!bpf_cpumask_test_cpu(member.cpu, p->cpus_ptr)) {
+			if (bpf_cpumask_test_cpu(member.cpu, p->cpus_ptr)) {
+				placed++;
+			} else {
 				neap_bar(cpu, i, false);
-				scx_bpf_dispatch_cancel___k();
+				scx_bpf_dispatch_cancel();
 				__sync_fetch_and_add(&nr_barred, 1);
 			}
 		}
 		bpf_task_release(p);
 	}
 	kept = neap_settle(cpu);
-	if (kept && count == 1)
-		return;
+	if (kept)
+		return member.cpu >= 0;
 	bpf_for(i, 0, MEMBERS_MAX) {
-		if (i >= count)
+		if (i >= placed)
 			break;
-		if (!kept) {
-			__sync_fetch_and_add(&nr_cancelled, 1);
-			scx_bpf_dispatch_cancel___k();
-		}
+		__sync_fetch_and_add(&nr_cancelled, 1);
+		scx_bpf_dispatch_cancel();
 	}
+	return false;
+}
+
+SEC("struct_ops/neap_dispatch")
+void BPF_PROG(neap_op_dispatch, s32 cpu, struct task_struct *prev)
+{
+	/* Neither the host's tasks nor the agent's may starve the other: who comes first is drawn. */
+	bool first = scx_bpf_dsq_nr_queued(HOST_DSQ) > 0 && (bpf_get_prandom_u32() & 1);
+
+	if (first && scx_bpf_dsq_move_to_local___v2___k(HOST_DSQ, 0))
+		return;
+	if (!carry_out(cpu, prev))
+		scx_bpf_dsq_move_to_local___v2___k(HOST_DSQ, 0);
 }
 
 SEC("struct_ops/neap_running")
@@ -236,7 +263,7 @@ bool BPF_PROG(neap_op_yield, struct task_struct *from, struct task_struct *to)
 	if (!to && task)
 		neap_yields(task - 1);
 	if (!to)
-		scx_bpf_task_set_slice___k(from, 0);
+		scx_bpf_task_set_slice(from, 0);
 	return false;
 }
 
@@ -293,8 +320,11 @@ void BPF_PROG(neap_op_cpu_offline, s32 cpu)
 SEC("struct_ops.s/neap_init")
 s32 BPF_PROG(neap_op_init)
 {
-	neap_attached(true);
-	return 0;
+	s32 ret = scx_bpf_create_dsq(HOST_DSQ, -1);
+
+	if (!ret)
+		neap_attached(true);
+	return ret;
 }
 
 SEC("struct_ops.s/neap_exit")
@@ -331,7 +361,7 @@ struct sched_ext_ops neap_ops = {
 	.init		= (void *)neap_op_init,
 	.exit		= (void *)neap_op_exit,
 	.dispatch_max_batch = MEMBERS_MAX,
-	.timeout_ms	= 10000,
+	.timeout_ms	= 30000,
 	.flags		= SCX_OPS_SWITCH_PARTIAL | SCX_OPS_ENQ_LAST,
 	.name		= "neap",
 };
@@ -350,6 +380,6 @@ int BPF_PROG(neap_on_switch, bool preempt, struct task_struct *prev, struct task
 SEC("fentry/neap_kick_hook")
 int BPF_PROG(neap_on_kick, s32 cpu, u32 preempt)
 {
-	scx_bpf_kick_cpu___k(cpu, preempt ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
+	scx_bpf_kick_cpu(cpu, preempt ? SCX_KICK_PREEMPT : SCX_KICK_IDLE);
 	return 0;
 }

@@ -107,8 +107,8 @@ pub struct Cpu {
     pub(crate) other_ns: AtomicU64,
     /// The task placed there last is to be reported when it begins to run.
     pub(crate) report_on_cpu: AtomicBool,
-    /// Uncached reads and line writes before the event whose line waits, for the count of those that a hit costs.
-    pub(crate) before_hit: AtomicU64,
+    /// The agent was last told that it has nothing to run.
+    pub(crate) told_idle: AtomicBool,
     /// A committed decision was taken while an event's line waited.
     pub(crate) hit: AtomicBool,
     /// Interrupts without a new line since.
@@ -138,7 +138,7 @@ impl Default for Cpu {
             runs: AtomicU32::new(Runs::Idle as u32),
             other_ns: AtomicU64::new(0),
             report_on_cpu: AtomicBool::new(false),
-            before_hit: AtomicU64::new(0),
+            told_idle: AtomicBool::new(false),
             hit: AtomicBool::new(false),
             rings: AtomicU32::new(0),
             counters: Counters::default(),

@@ -5,7 +5,7 @@
 //! a task from its CPU keeps its line until the CPU has looked at its slot, so that one line carries both the event and the
 //! verdict.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use neap_abi::message::TASK_NONE;
 use neap_abi::{Message, MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlags};
@@ -83,7 +83,12 @@ pub struct Mechanism<'m> {
     enclaves: &'m [Enclave],
     free: FreeList,
     rescue: crate::resync::Rescue<'m>,
+    /// How long a task may run that may run for as long as it likes, in ns.
+    turn_ns: AtomicU64,
 }
+
+/// See [`Mechanism::set_turn_ns`].
+const TURN_NS: u64 = 100_000_000;
 
 impl<'m> Mechanism<'m> {
     /// A host without an enclave yet. `rescue` is memory for as many numbers as there are tasks.
@@ -100,6 +105,7 @@ impl<'m> Mechanism<'m> {
             enclaves,
             free: FreeList::over(tasks),
             rescue: crate::resync::Rescue::new(rescue),
+            turn_ns: AtomicU64::new(TURN_NS),
         }
     }
 
@@ -159,6 +165,18 @@ impl<'m> Mechanism<'m> {
         }
     }
 
+    /// Says how long a task may run, in ns, whose decision lets it run for as long as it likes, unless that asks for no tick:
+    /// then it makes room for others as if it had yielded, so that a policy which runs all to completion starves nobody.
+    pub fn set_turn_ns(&self, turn_ns: u64) {
+        self.turn_ns.store(turn_ns, Ordering::Relaxed);
+    }
+
+    /// See [`Mechanism::set_turn_ns`].
+    #[must_use]
+    pub fn turn_ns(&self) -> u64 {
+        self.turn_ns.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn rescue(&self) -> &crate::resync::Rescue<'m> {
         &self.rescue
     }
@@ -211,7 +229,7 @@ impl<'m> Mechanism<'m> {
 
     /// Tells a task's agent that it is no more the agent's.
     fn tell_of_leaving<W: Wires>(&self, wires: &W, number: u32, before: Word, kind: MessageKind, cpu: u16) {
-        let left = self.leaves_cpu(number, before);
+        let left = self.leaves_cpu(wires, number, before);
         if !before.known {
             return;
         }
@@ -225,12 +243,20 @@ impl<'m> Mechanism<'m> {
         }
     }
 
-    /// What a task ran or was to run on has it no more. False if it had no CPU.
-    fn leaves_cpu(&self, number: u32, before: Word) -> bool {
+    /// What a task ran or was to run on has it no more. False if it did not run. A CPU that was to run it and runs nothing
+    /// tells so: it may never switch, and so have no other occasion.
+    fn leaves_cpu<W: Wires>(&self, wires: &W, number: u32, before: Word) -> bool {
         if !matches!(before.phase, Phase::OnCpu | Phase::Placed) {
             return false;
         }
-        self.cpu(before.cpu).is_some_and(|cpu| cpu.vacate(number)) && before.phase == Phase::OnCpu
+        let Some(cpu) = self.cpu(before.cpu) else { return false };
+        if !cpu.vacate(number) {
+            return false;
+        }
+        if before.phase == Phase::Placed && cpu.is_idle() && !cpu.event.is_there() {
+            self.tell_verdict(wires, before.enclave, before.cpu, cpu);
+        }
+        before.phase == Phase::OnCpu
     }
 
     /// A CPU of the enclave that an event which no CPU of it reports is reported in the name of.
@@ -261,20 +287,21 @@ impl<'m> Mechanism<'m> {
             && wires.wire(enclave).is_some();
         if !decides {
             let (before, _) = self.change(task, |word| Word { enclave, ..word.moved(Phase::Host) });
-            self.leaves_cpu(number, before);
+            self.leaves_cpu(wires, number, before);
             self.count(cpu, Count::TasksHost);
             return Custody::Host;
         }
         let now = wires.now_ns();
         let (before, _) =
             self.change(task, |word| Word { enclave, known: true, ..word.moved(Phase::Runnable) });
-        let left = self.leaves_cpu(number, before);
+        let left = self.leaves_cpu(wires, number, before);
+        let ran_ns = now.wrapping_sub(task.ran_ns.load(Ordering::Relaxed));
         let kind = match before.phase {
             _ if !before.known => MessageKind::TaskNew,
             Phase::Placed => MessageKind::TaskLatchFailure,
             Phase::Runnable if before.in_flux => MessageKind::TaskAffinityChanged,
             Phase::Runnable => MessageKind::TaskPriorityChanged,
-            Phase::OnCpu if before.yields => MessageKind::TaskYield,
+            Phase::OnCpu if before.yields || ran_ns >= self.turn_ns() => MessageKind::TaskYield,
             Phase::OnCpu => MessageKind::TaskPreempt,
             Phase::Free | Phase::Blocked | Phase::Host => MessageKind::TaskWakeup,
         };
@@ -286,7 +313,6 @@ impl<'m> Mechanism<'m> {
         if left && before.cpu == cpu {
             let flags = TaskFlags::RUNNABLE.with(TaskFlags::WAS_ON_CPU);
             let message = self.message(kind, cpu, number, flags);
-            let ran_ns = now.wrapping_sub(task.ran_ns.load(Ordering::Relaxed));
             self.keep(wires, enclave, cpu, Message { time_ns: now, argument: ran_ns, ..message });
         } else {
             let message = self.message(kind, self.reporter(enclave, cpu), number, TaskFlags::RUNNABLE);
@@ -330,7 +356,7 @@ impl<'m> Mechanism<'m> {
             return self.dequeue(number);
         }
         let (before, _) = self.change(task, |word| word.moved(Phase::Blocked));
-        let left = self.leaves_cpu(number, before);
+        let left = self.leaves_cpu(wires, number, before);
         if before.phase == Phase::Host || !before.known {
             return;
         }
@@ -367,7 +393,7 @@ impl<'m> Mechanism<'m> {
         // The kernel has put it there by itself: a task that exits, or may not migrate, or was between two queues.
         self.count(cpu, Count::Undecided);
         let (before, _) = self.change(task, |word| Word { cpu, ..word.moved(Phase::OnCpu) });
-        self.leaves_cpu(number, before);
+        self.leaves_cpu(wires, number, before);
         let free =
             entry.task.compare_exchange(TASK_NONE, number, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if free {
@@ -411,8 +437,13 @@ impl<'m> Mechanism<'m> {
         let Some(enclave) = entry.owner() else { return };
         self.flush(wires, enclave, cpu, entry);
         // One that goes offline switches a few times more on its way.
-        let online = entry.online.load(Ordering::Acquire);
-        if online && !other && !entry.available.load(Ordering::Relaxed) {
+        if !entry.online.load(Ordering::Acquire) {
+            return;
+        }
+        if to == Runs::Idle && entry.task() == TASK_NONE && !entry.told_idle.load(Ordering::Relaxed) {
+            self.tell_verdict(wires, enclave, cpu, entry);
+        }
+        if !other && !entry.available.load(Ordering::Relaxed) {
             entry.available.store(true, Ordering::Release);
             entry.moved();
             let idle = if entry.task() == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags(0) };
@@ -687,6 +718,7 @@ impl<'m> Mechanism<'m> {
         let Some(at) = self.cpu(target) else { return };
         if txn.operation == Operation::Run as u8 {
             at.task.store(txn.task, Ordering::Release);
+            at.told_idle.store(false, Ordering::Relaxed);
             at.moved();
             at.report_on_cpu.store(txn.flags.has(TxnFlags::REPORT_ON_CPU), Ordering::Relaxed);
             at.counters.one(Count::Decisions);
@@ -761,16 +793,7 @@ impl<'m> Mechanism<'m> {
     fn keep<W: Wires>(&self, wires: &W, enclave: u8, cpu: u16, message: Message) {
         let Some(entry) = self.cpu(cpu) else { return };
         self.flush(wires, enclave, cpu, entry);
-        entry.before_hit.store(Self::costs(entry), Ordering::Relaxed);
         entry.event.put(&message.to_payload());
-    }
-
-    const fn packed(reads: u64, writes: u64) -> u64 {
-        (reads & 0xffff_ffff) << 32 | (writes & 0xffff_ffff)
-    }
-
-    fn costs(entry: &Cpu) -> u64 {
-        Self::packed(entry.counters.get(Count::UncachedReads), entry.counters.get(Count::Messages))
     }
 
     /// Tells what waits on a CPU: its event, its verdict, or both in one line.
@@ -788,12 +811,6 @@ impl<'m> Mechanism<'m> {
         message.cpu_stamp = entry.stamp();
         let hit = entry.hit.swap(false, Ordering::Relaxed);
         self.send(wires, enclave, message, entry, Some(entry), hit);
-        if hit {
-            let (before, now) = (entry.before_hit.load(Ordering::Relaxed), Self::costs(entry));
-            let (reads, writes) = (now >> 32, now & 0xffff_ffff);
-            entry.counters.add(Count::HitUncachedReads, reads.wrapping_sub(before >> 32));
-            entry.counters.add(Count::HitLineWrites, writes.wrapping_sub(before & 0xffff_ffff));
-        }
     }
 
     /// A verdict that no event carries.
@@ -838,12 +855,21 @@ impl<'m> Mechanism<'m> {
             return enclave.lose();
         }
         let verdict = verdict_of.map_or(0, |cpu| cpu.give_verdict(&mut message));
-        if wire.send(&message, writer, hit).is_err() {
+        let (sent, cost) = wire.send(&message, writer, hit);
+        if hit {
+            writer.counters.add(Count::HitUncachedReads, cost.uncached_reads);
+            writer.counters.add(Count::HitLineWrites, cost.line_writes);
+        }
+        if sent.is_err() {
             if let Some(cpu) = verdict_of {
                 cpu.put_back_verdict(verdict);
             }
             writer.counters.one(Count::MessagesDropped);
             enclave.lose();
+        } else if message.flags.has(TaskFlags::CPU_IDLE) {
+            if let Some(cpu) = self.cpu(message.cpu) {
+                cpu.told_idle.store(true, Ordering::Relaxed);
+            }
         }
     }
 

@@ -47,7 +47,12 @@ impl<'m> Rescue<'m> {
         Some(self.numbers.get(place as usize & mask)?.load(Ordering::Acquire))
     }
 
-    /// Puts one in. Its one writer never has more in it than there are tasks, and so places.
+    /// Whether there is room for another.
+    fn has_room(&self) -> bool {
+        (self.left() as usize) < self.numbers.len()
+    }
+
+    /// Puts one in. It has one writer, who asks for room before.
     fn put(&self, task: u32) {
         let (filled, mask) = (self.filled.load(Ordering::Relaxed), self.numbers.len().wrapping_sub(1));
         if let Some(place) = self.numbers.get(filled as usize & mask) {
@@ -73,12 +78,12 @@ pub struct Arrival {
 
 impl Mechanism<'_> {
     /// Takes every task that waits for an agent's decision out of its hands: the CPUs queue them. After the enclave's level
-    /// has changed and a grace period has passed; from one thread only. Returns how many.
+    /// has changed and a grace period has passed; from one thread only, and again until none is left. Returns how many.
     pub fn rescue_from(&self, enclave: u8) -> u32 {
         let mut rescued = 0;
         for (number, task) in (0..).zip(self.tasks()) {
             let word = task.word();
-            if word.phase != Phase::Runnable || word.enclave != enclave {
+            if word.phase != Phase::Runnable || word.enclave != enclave || !self.rescue().has_room() {
                 continue;
             }
             let after = word.moved(Phase::Host);
@@ -146,7 +151,7 @@ impl Mechanism<'_> {
         let mut whole = true;
         let mut say = |message: Message| {
             let message = Message { time_ns: wires.now_ns(), ..message };
-            whole &= wire.send(&message, writer, false).is_ok();
+            whole &= wire.send(&message, writer, false).0.is_ok();
         };
         say(begin);
         for &mut Arrival { task, .. } in arrivals {
@@ -159,6 +164,7 @@ impl Mechanism<'_> {
             }
             let task = entry.task();
             let flags = if task == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags::ON_CPU };
+            entry.told_idle.store(task == TASK_NONE, Ordering::Relaxed);
             say(self.message(MessageKind::ResyncCpu, cpu, task, flags));
         }
         say(Message::new(MessageKind::ResyncEnd, voice));

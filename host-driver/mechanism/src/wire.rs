@@ -39,6 +39,15 @@ pub struct Offer {
     pub tag: u8,
 }
 
+/// What a line cost on the link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// Reads that went over it.
+    pub(crate) uncached_reads: u64,
+    /// Lines that were written.
+    pub(crate) line_writes: u64,
+}
+
 impl<'w, P: Platform> Wire<'w, P> {
     /// The end of a fresh ring, one slot a CPU.
     ///
@@ -79,31 +88,37 @@ impl<'w, P: Platform> Wire<'w, P> {
     ///
     /// # Errors
     /// [`Full`]: the line was not written.
-    pub(crate) fn send(&self, message: &Message, cpu: &Cpu, hit: bool) -> Result<u32, Full> {
+    pub(crate) fn send(&self, message: &Message, cpu: &Cpu, hit: bool) -> (Result<u32, Full>, Cost) {
         let payload = message.to_payload();
+        let mut cost = Cost::default();
         let number = match self.producer.push(&payload) {
             Ok(number) => number,
             Err(Full) => {
                 // Off the hot path: decision lines have brought no news, so look at what the agent says when idle.
-                cpu.counters.one(Count::UncachedReads);
+                cost.uncached_reads += 1;
                 self.refresh_credits();
-                self.producer.push(&payload)?
+                match self.producer.push(&payload) {
+                    Ok(number) => number,
+                    Err(Full) => return (Err(Full), cost),
+                }
             }
         };
+        cost.line_writes += 1;
         self.platform.drain();
         self.platform.sent(message);
         cpu.counters.one(Count::Messages);
-        if self.sleeps && (hit || self.sleeps_now(cpu)) {
+        if self.sleeps && (hit || self.sleeps_now(&mut cost)) {
             cpu.counters.one(Count::Rings);
             self.ring();
         }
-        Ok(number)
+        cpu.counters.add(Count::UncachedReads, cost.uncached_reads);
+        (Ok(number), cost)
     }
 
     /// Whether the agent sleeps. Either it sees our line, or we see that it sleeps: it says so, fences, and looks again, as we do.
-    fn sleeps_now(&self, cpu: &Cpu) -> bool {
+    fn sleeps_now(&self, cost: &mut Cost) -> bool {
         fence(Ordering::SeqCst);
-        cpu.counters.one(Count::UncachedReads);
+        cost.uncached_reads += 1;
         let Some(agent) = self.agent() else { return false };
         self.set_bell(agent.peer, agent.vector);
         agent.asleep

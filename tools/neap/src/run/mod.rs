@@ -101,7 +101,7 @@ fn ran_on(programs: &Programs) -> Result<String> {
     let Some((card, _)) = &programs.card else { return Ok("the host".to_owned()) };
     let card = qemu::version(card)?;
     Ok(match &programs.guest {
-        Some(kit) => format!("QEMU {card} (IPU) and {} (x86-64 guest), TCG", qemu::version(kit.qemu())?),
+        Some(kit) => format!("QEMU {card} (IPU) and {} (x86-64 guest), TCG", qemu::version_of(kit.qemu())?),
         None => format!("QEMU {card}, TCG"),
     })
 }

@@ -8,9 +8,14 @@ use xtask::process::{Limits, output};
 
 /// The version that `program` says of itself.
 pub fn version(program: &Path) -> Result<String> {
-    let text = output(Command::new(program).arg("--version"), Limits::total(20))?;
+    version_of(Command::new(program))
+}
+
+/// As [`version`], of a command without its arguments.
+pub fn version_of(mut program: Command) -> Result<String> {
+    let text = output(program.arg("--version"), Limits::total(20))?;
     let version = version_in(&text);
-    version.map(str::to_owned).with_context(|| format!("{} does not tell its version", program.display()))
+    version.map(str::to_owned).with_context(|| format!("{program:?} does not tell its version"))
 }
 
 fn version_in(text: &str) -> Option<&str> {

@@ -51,14 +51,13 @@ impl Boot {
         Self { cpus, memory_mib: 1024, functions: Vec::new(), words: Vec::new(), files: Vec::new() }
     }
 
-    fn command(&self, qemu: &Path, image: &Path, directory: &Path) -> Result<Command> {
+    fn command(&self, mut command: Command, image: &Path, directory: &Path) -> Result<Command> {
         ensure!(
             self.functions.len() <= FUNCTIONS_MAX,
             "{} functions, and a guest has {FUNCTIONS_MAX} slots",
             self.functions.len()
         );
         let file = |name: &str| escaped(&directory.join(name));
-        let mut command = Command::new(qemu);
         command.args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max"]);
         command.args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()]);
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
@@ -92,7 +91,7 @@ impl Boot {
 /// into `directory`, and its console into a file there, [`CONSOLE`]; its reports come out of stdout, and what it hears goes
 /// into stdin.
 pub(super) fn command(
-    qemu: &Path,
+    qemu: Command,
     image: &Path,
     base: &Path,
     boot: &Boot,
@@ -121,13 +120,13 @@ impl Drop for Guest {
 
 impl Guest {
     /// Boots a kernel's `image` with the archive `base`, and behind it the boot's own files.
-    pub fn start(qemu: &Path, image: &Path, base: &Path, boot: &Boot) -> Result<Self> {
+    pub fn start(qemu: Command, image: &Path, base: &Path, boot: &Boot) -> Result<Self> {
         let directory =
             tempfile::Builder::new().prefix(&format!("neap-guest-{}-", std::process::id())).tempdir()?;
         let remarks = OsFile::create(directory.path().join("qemu"))?;
         let mut command = command(qemu, image, base, boot, directory.path())?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks);
-        let mut child = command.spawn().with_context(|| format!("{} does not start", qemu.display()))?;
+        let mut child = command.spawn().context("the root's QEMU does not start")?;
         let (sender, reports) = mpsc::channel();
         let lines = BufReader::new(child.stdout.take().context("QEMU has no stdout")?);
         thread::spawn(move || forward(lines, &sender));
@@ -250,7 +249,7 @@ mod tests {
         let mut boot = Boot::new(2);
         boot.functions = vec![("/a,b".into(), 4), ("/c".into(), 8)];
         boot.words = vec!["nohz_full=1".into()];
-        let command = boot.command(Path::new("qemu"), Path::new("/vmlinuz"), Path::new("/d")).unwrap();
+        let command = boot.command(Command::new("qemu"), Path::new("/vmlinuz"), Path::new("/d")).unwrap();
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
         let line = words.join(" ");
         assert!(line.contains("socket,id=vipu0,path=/a,,b"), "{line}");
@@ -258,7 +257,7 @@ mod tests {
         assert!(line.find("id=port0").unwrap() < line.find("id=port1").unwrap(), "{line}");
         assert!(words.last().unwrap().ends_with(" nohz_full=1"), "{line}");
         boot.functions = vec![("/a".into(), 1); FUNCTIONS_MAX + 1];
-        assert!(boot.command(Path::new("qemu"), Path::new("/v"), Path::new("/d")).is_err());
+        assert!(boot.command(Command::new("qemu"), Path::new("/v"), Path::new("/d")).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod guest;
 mod initramfs;
 mod kernel;
 mod module;
+pub mod package;
 mod qmp;
 mod root;
 mod smoke;
@@ -20,8 +21,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-
-use crate::setup;
 
 pub use guest::{Boot, CONSOLE, Guest, complaints};
 pub use initramfs::File;
@@ -37,8 +36,8 @@ pub struct Kit {
     pub kernel: Kernel,
     /// The driver, built for it.
     pub module: Module,
-    /// `qemu-system-x86_64`.
-    qemu: PathBuf,
+    /// What it was made in, and QEMU runs from.
+    root: Root,
     /// The archive that all its guests share.
     base: PathBuf,
 }
@@ -57,29 +56,28 @@ impl Kit {
     /// As the others, and notes how long each step took.
     pub fn ready(flavour: Flavour, times: &mut Times) -> Result<Self> {
         let name = flavour.name();
-        let qemu = times.step("qemu", setup::qemu_host)?;
         let root = times.step("root", Root::ready)?;
         let kernel = times.step(&format!("{name} kernel"), || Kernel::ready(&root, flavour))?;
         let module = times.step(&format!("{name} module"), || module::build(&root, &kernel))?;
         let base = times.step(&format!("{name} files"), || initramfs::base(&root, &kernel, &module))?;
-        Ok(Self { kernel, module, qemu, base })
+        Ok(Self { kernel, module, root, base })
     }
 
     /// Boots a guest.
     pub fn boot(&self, boot: &Boot) -> Result<Guest> {
-        Guest::start(&self.qemu, &self.kernel.image(), &self.base, boot)
+        Guest::start(self.qemu(), &self.kernel.image(), &self.base, boot)
     }
 
     /// The command that boots a guest with its files in `directory`, for who looks after it by himself: its reports come out
     /// of stdout, and what it hears goes into stdin.
     pub fn command(&self, boot: &Boot, directory: &Path) -> Result<Command> {
-        guest::command(&self.qemu, &self.kernel.image(), &self.base, boot, directory)
+        guest::command(self.qemu(), &self.kernel.image(), &self.base, boot, directory)
     }
 
-    /// `qemu-system-x86_64`.
+    /// A command that is `qemu-system-x86_64`, without its arguments.
     #[must_use]
-    pub fn qemu(&self) -> &Path {
-        &self.qemu
+    pub fn qemu(&self) -> Command {
+        self.root.qemu()
     }
 }
 

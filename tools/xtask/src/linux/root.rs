@@ -16,9 +16,9 @@ use crate::setup::{self, apt};
 
 /// The suite whose rustc is the one that its backports' kernel was built with.
 const SUITE: &str = "trixie";
-/// What is installed from the suite: what `make` of a kernel with Rust and BTF calls, clang for the BPF object, and what
-/// goes into a guest. The C compiler comes with the kernel's headers, which want the one that the kernel was built with.
-const PACKAGES: [&str; 23] = [
+/// What is installed from the suite: the QEMU that guests run on, what `make` of a kernel with Rust and BTF calls, clang for
+/// the BPF object, and what goes into a guest. The C compiler comes with the kernel's headers, which want the one that the kernel was built with.
+const PACKAGES: [&str; 24] = [
     "bc",
     "bindgen",
     "bison",
@@ -36,6 +36,7 @@ const PACKAGES: [&str; 23] = [
     "pahole",
     "perl",
     "python3",
+    "qemu-system-x86",
     "rust-clippy",
     "rust-src",
     "rustc",
@@ -149,6 +150,21 @@ impl Root {
                 self.dir.display()
             )
         })
+    }
+
+    /// The root's `qemu-system-x86_64`, on the machine itself. Older ones than Debian 13's lose a race when a guest's kernel
+    /// patches its own code on several CPUs: now and then one then dies of an int3 that is there no more.
+    pub fn qemu(&self) -> Command {
+        let at = |path: &str| self.dir.join(path);
+        let mut command = Command::new(at("usr/lib64/ld-linux-x86-64.so.2"));
+        command
+            .arg("--library-path")
+            .arg(at("usr/lib/x86_64-linux-gnu"))
+            .arg(at("usr/bin/qemu-system-x86_64"));
+        for data in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(at(data));
+        }
+        command
     }
 
     /// `program` in the root, which it can't write to but for `/tmp` and what is mounted so.

@@ -18,7 +18,7 @@ mod version;
 pub use llvm::{Llvm, llvm};
 pub use miri::{Miri, miri};
 pub use packages::{libelf, mmdebstrap};
-pub use qemu::{qemu, qemu_host};
+pub use qemu::qemu;
 pub use target::target;
 pub use version::Version;
 
