@@ -264,7 +264,7 @@ fn cpu_offline(rig: &mut Rig) -> Result<()> {
         // What ran there goes on elsewhere.
         rig.hold(0, runner, false);
         rig.give(Order::Write(socket(C), "0".to_owned()))?;
-        let mut last = (0, runner);
+        let (mut last, mut moved) = ((0, runner), vec![runner]);
         let outcome = loop {
             let Some(task) = waiting.pop() else { break Outcome::CpuUnavailable };
             let run = rig.run_txn(0, task, C)?;
@@ -279,18 +279,22 @@ fn cpu_offline(rig: &mut Rig) -> Result<()> {
             if outcome != Outcome::Committed {
                 break outcome;
             }
+            moved.push(task);
         };
         until_open(rig, C, false)?;
-        rig.until_work(&[runner.number], 10)?;
+        // The others go on, wherever they are.
+        for task in moved {
+            rig.until_work(&[task.number], 10)?;
+            rig.tell(task, Word::End)?;
+            rig.until_gone(0, task)?;
+        }
         if outcome != Outcome::CpuOffline {
             rig.write(&socket(C), "1")?;
             until_open(rig, C, true)?;
         }
-        rig.tell(runner, Word::Rest)?;
         Ok((outcome, last.1))
     })?;
     // It is decided elsewhere, and there again when the CPU is back.
-    rig.until("a CPU is idle", PATIENCE, |rig| rig.ipus[0].view.cpus[usize::from(B)].task.is_none())?;
     rig.place(0, refused, B)?;
     rig.rest(0, refused)?;
     rig.write(&socket(C), "1")?;
