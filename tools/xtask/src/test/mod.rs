@@ -118,7 +118,11 @@ const STAGES: [Stage; 16] = [
         run: stages::lives,
     },
     Stage { name: "run", about: "neap run, on the virtual IPU and on the host", run: stages::run },
-    Stage { name: "linux", about: "the host driver in real kernels, under IPUs good and bad", run: linux::run },
+    Stage {
+        name: "linux",
+        about: "the host driver in real kernels, under IPUs good and bad",
+        run: linux::run,
+    },
     Stage {
         name: "package",
         about: "the Debian package of the Linux driver, installed and purged",

@@ -166,8 +166,13 @@ fn measure() {
     let Ok(device) = File::open("/dev/neap0") else { return };
     let mut samples = [0u64; 64];
     let samples_at = samples.as_mut_ptr() as u64;
-    let mut asked =
-        Measure { size: size_of::<Measure>() as u32, what: END_TO_END, count: 64, taken: 0, samples: samples_at };
+    let mut asked = Measure {
+        size: size_of::<Measure>() as u32,
+        what: END_TO_END,
+        count: 64,
+        taken: 0,
+        samples: samples_at,
+    };
     // SAFETY: the structure is as the driver knows it, and has room for as many samples as are asked for.
     unsafe { libc::ioctl(device.as_raw_fd(), MEASURE, &raw mut asked) };
 }
@@ -274,8 +279,7 @@ impl Puppet {
     }
 
     fn pid(&self, worker: usize) -> Result<i32> {
-        let (child, _) =
-            self.workers.get(&worker).with_context(|| format!("there is no worker {worker}"))?;
+        let (child, _) = self.workers.get(&worker).with_context(|| format!("there is no worker {worker}"))?;
         Ok(i32::try_from(child.id())?)
     }
 

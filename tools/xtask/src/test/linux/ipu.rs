@@ -10,8 +10,8 @@ use neap_abi::hello::{Link, feature};
 use neap_abi::supervisor::{BOOKS_LINE, Identity, REPLY_LINE, RUNNING_LINE};
 use neap_abi::txn::CREDIT_WORD;
 use neap_abi::{
-    AgentControl, AgentState, Books, Hello, HostCommand, HostControl, Layout, Manage, ManagerLine, Message, Payload,
-    RegionKind, Reply, ReplyLine, Txn, VERSION, Version,
+    AgentControl, AgentState, Books, Hello, HostCommand, HostControl, Layout, Manage, ManagerLine, Message,
+    Payload, RegionKind, Reply, ReplyLine, Txn, VERSION, Version,
 };
 use neap_host::window::HostWindow;
 use neap_queue::{Consumer, Line, SlotReader, SlotWriter};
@@ -255,7 +255,9 @@ impl Ipu {
         let mut reader = self.host_reader;
         let taken = reader.take(line);
         self.host_reader = reader;
-        let Some(host) = taken.and_then(|taken| HostControl::from_payload(&taken.payload)) else { return Ok(()) };
+        let Some(host) = taken.and_then(|taken| HostControl::from_payload(&taken.payload)) else {
+            return Ok(());
+        };
         let same = self.agent.as_ref().is_some_and(|agent| agent.host.session == host.session);
         match host.command {
             HostCommand::Attach if same => self.confirmed = host.confirmed,
@@ -282,8 +284,17 @@ impl Ipu {
         self.sessions += 1;
         let ids = vec![0; usize::from(host.cpus)];
         let (taken, resyncs, order, doorbells) = (0, 0, 0, 0);
-        self.agent =
-            Some(Agent { host, version, taken, resyncs, order, doorbells, listens: false, alive: false, ids });
+        self.agent = Some(Agent {
+            host,
+            version,
+            taken,
+            resyncs,
+            order,
+            doorbells,
+            listens: false,
+            alive: false,
+            ids,
+        });
         self.view.begin(host.cpus);
         self.start()
     }
@@ -461,7 +472,8 @@ impl Ipu {
     pub(super) fn stage_as(&mut self, slot: u16, txn: Txn, mend: impl FnOnce(&mut Txn)) -> Result<u32> {
         let incarnation = if self.make.version >= MANAGED { self.incarnation } else { 0 };
         let Some(agent) = &mut self.agent else { bail!("a decision without an agent") };
-        let last = agent.ids.get_mut(usize::from(slot)).with_context(|| format!("there is no slot {slot}"))?;
+        let last =
+            agent.ids.get_mut(usize::from(slot)).with_context(|| format!("there is no slot {slot}"))?;
         let id = last.wrapping_add(1);
         *last = id;
         agent.order += 1;

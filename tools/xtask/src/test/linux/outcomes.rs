@@ -17,7 +17,11 @@ pub(super) const C: u16 = 3;
 const ATTEMPTS: u32 = 8;
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "committed", about: "a decision is carried out, kept, preempts and makes idle", run: committed },
+    Case {
+        name: "committed",
+        about: "a decision is carried out, kept, preempts and makes idle",
+        run: committed,
+    },
     Case { name: "withdrawn", about: "a decision is withdrawn before its CPU looks", run: withdrawn },
     Case { name: "task_on_cpu", about: "a task runs elsewhere when its decision is taken", run: task_on_cpu },
     Case { name: "task_stale", about: "a task has run and come back meanwhile", run: task_stale },
@@ -26,7 +30,11 @@ pub(super) const CASES: &[Case] = &[
     Case { name: "cpu_stale", about: "a CPU's own change voids what rests on it", run: cpu_stale },
     Case { name: "cpu_offline", about: "a CPU is unplugged with a decision in its slot", run: cpu_offline },
     Case { name: "cpu_unavailable", about: "a higher class takes the CPU", run: cpu_unavailable },
-    Case { name: "affinity", about: "CPUs that a task may not use, and sched_setaffinity meanwhile", run: affinity },
+    Case {
+        name: "affinity",
+        about: "CPUs that a task may not use, and sched_setaffinity meanwhile",
+        run: affinity,
+    },
     Case { name: "invalid", about: "flags, tasks, CPUs and operations that can't be", run: invalid },
     Case { name: "group", about: "groups succeed or fail together", run: group },
     Case { name: "invalid_group", about: "groups of the wrong shape", run: invalid_group },
@@ -85,7 +93,11 @@ fn committed(rig: &mut Rig) -> Result<()> {
         let id = rig.send(0, Txn { cpu_stamp: cpu_stamp(rig), ..run })?;
         Ok((rig.verdict(0, A, id)?, first))
     })?;
-    ensure!(rig.stands(0, first) == Some(Stand::Placed(A)), "expected: it runs; it {:?}", rig.stands(0, first));
+    ensure!(
+        rig.stands(0, first) == Some(Stand::Placed(A)),
+        "expected: it runs; it {:?}",
+        rig.stands(0, first)
+    );
     rig.until_work(&[first.number], 10)?;
     rig.end_workers()?;
     // Another takes its place.
@@ -152,12 +164,18 @@ fn task_on_cpu(rig: &mut Rig) -> Result<()> {
             return Ok((outcome, task));
         }
         // It tells the stamp under which it runs.
-        rig.until("a task is told to run", PATIENCE, |rig| rig.messages(0, task, MessageKind::TaskOnCpu) > 0)?;
+        rig.until("a task is told to run", PATIENCE, |rig| {
+            rig.messages(0, task, MessageKind::TaskOnCpu) > 0
+        })?;
         let run = rig.run_txn(0, task, A)?;
         Ok((pending(rig, A, run, runner, |_| Ok(()))?, task))
     })?;
     // It runs where it ran.
-    ensure!(rig.stands(0, task) == Some(Stand::Placed(B)), "expected: it runs on; it {:?}", rig.stands(0, task));
+    ensure!(
+        rig.stands(0, task) == Some(Stand::Placed(B)),
+        "expected: it runs on; it {:?}",
+        rig.stands(0, task)
+    );
     rig.until_work(&[task.number], 10)?;
     rig.rest(0, task)?;
     rig.rouse(0, task, Word::Work)?;
@@ -322,7 +340,9 @@ fn cpu_unavailable(rig: &mut Rig) -> Result<()> {
             let open = rig.ipus[0].view.cpus[usize::from(C)].open;
             ensure!(!open, "expected: the CPU is told to be busy; it is not");
             rig.order(Order::Tell(hog, Word::End))?;
-            rig.until("the CPU is told to be back", PATIENCE, |rig| rig.ipus[0].view.cpus[usize::from(C)].open)?;
+            rig.until("the CPU is told to be back", PATIENCE, |rig| {
+                rig.ipus[0].view.cpus[usize::from(C)].open
+            })?;
             if let Some(runner) = runner {
                 rig.until_work(&[runner.number], 10)?;
                 rig.rest(0, runner)?;
@@ -362,7 +382,10 @@ fn affinity(rig: &mut Rig) -> Result<()> {
     // A mask with a gap is told as its first run. The other CPU would do, and the agent is not told.
     let gap = rig.parked(0, &[A, C], Word::Work)?;
     let told = &rig.ipus[0].view.tasks[&gap.task];
-    ensure!(told.allows(A) && !told.allows(B) && !told.allows(C), "expected: CPU {A} alone is told; it is {told:?}");
+    ensure!(
+        told.allows(A) && !told.allows(B) && !told.allows(C),
+        "expected: CPU {A} alone is told; it is {told:?}"
+    );
     for cpu in [B, C, 0] {
         let outcome = straight_in(rig, cpu, |rig| rig.run_txn(0, gap, cpu))?;
         is(&format!("CPU {cpu}"), outcome, Outcome::Affinity)?;
@@ -435,13 +458,17 @@ fn group(rig: &mut Rig) -> Result<()> {
         let outcomes = (rig.verdict(0, A, first)?, rig.verdict(0, B, second)?);
         match outcomes {
             (Outcome::Committed, Outcome::Committed) => break,
-            (Outcome::CpuUnavailable | Outcome::GroupFailed, Outcome::CpuUnavailable | Outcome::GroupFailed) => {
+            (
+                Outcome::CpuUnavailable | Outcome::GroupFailed,
+                Outcome::CpuUnavailable | Outcome::GroupFailed,
+            ) => {
                 rig.end_workers()?;
             }
             _ => bail!("expected: both members are committed; they are {outcomes:?}"),
         }
     }
-    let both: Vec<usize> = rig.look()?.iter().filter(|looked| looked.ended.is_none()).map(|looked| looked.worker).collect();
+    let both: Vec<usize> =
+        rig.look()?.iter().filter(|looked| looked.ended.is_none()).map(|looked| looked.worker).collect();
     ensure!(both.len() == 2, "expected: two members work; there are {both:?}");
     rig.until_work(&both, 10)?;
     rig.end_workers()?;

@@ -115,7 +115,11 @@ impl Rig {
         let mut boot = Boot::new(machine.cpus);
         boot.functions = functions;
         // All that the kernel says is wanted, and on the console it survives the guest.
-        boot.words = ["rdinit=/puppet", "loglevel=7"].iter().chain(machine.words).map(|&word| word.to_owned()).collect();
+        boot.words = ["rdinit=/puppet", "loglevel=7"]
+            .iter()
+            .chain(machine.words)
+            .map(|&word| word.to_owned())
+            .collect();
         let bytes = std::fs::read(puppet).with_context(|| format!("{} can't be read", puppet.display()))?;
         boot.files = vec![File::program("puppet", bytes)];
         let guest = kit.boot(&boot)?;
@@ -241,7 +245,8 @@ impl Rig {
     /// What the driver says of a function, by key.
     pub(super) fn state(&mut self, function: usize, key: &str) -> Result<String> {
         let text = self.read(&format!("/sys/kernel/debug/neap/{function}/state"))?;
-        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned));
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ').map(str::to_owned));
         value.with_context(|| format!("the driver says nothing of {key}: {text}"))
     }
 
@@ -312,7 +317,8 @@ impl Rig {
         let order = Order::Start { worker: number, class: Class::Ext, cpus: cpus.to_vec(), word };
         let Answer::Started { pid } = self.order(order)? else { bail!("a worker that is not started") };
         self.workers.insert(number, None);
-        let task = self.wait("a new task is told of", PATIENCE, |rig| rig.ipus[ipu].view.newcomers.pop_front())?;
+        let task =
+            self.wait("a new task is told of", PATIENCE, |rig| rig.ipus[ipu].view.newcomers.pop_front())?;
         self.workers.insert(number, Some(task));
         Ok(Worker { number, pid, task })
     }
@@ -438,7 +444,8 @@ impl Rig {
         let since = Instant::now();
         loop {
             let now = self.look()?;
-            let rounds = |of: &[Looked], number| of.iter().find(|of| of.worker == number).map_or(0, |of| of.rounds);
+            let rounds =
+                |of: &[Looked], number| of.iter().find(|of| of.worker == number).map_or(0, |of| of.rounds);
             let idle = workers.iter().find(|&&number| rounds(&now, number) < rounds(&before, number) + more);
             let Some(idle) = idle else { return Ok(()) };
             ensure!(
@@ -498,7 +505,9 @@ impl Rig {
         let mut said = Vec::new();
         for order in asked {
             match self.order_in(order, SOON) {
-                Ok(Answer::Text(text) | Answer::Shell { output: text, .. }) => said.push(text.trim().replace('\n', ", ")),
+                Ok(Answer::Text(text) | Answer::Shell { output: text, .. }) => {
+                    said.push(text.trim().replace('\n', ", "))
+                }
                 Ok(answer) => said.push(format!("{answer:?}")),
                 // One that does not answer once is not asked again.
                 Err(_) => break,

@@ -120,7 +120,8 @@ impl View {
 
     fn staged_for(&self, task: u32) -> u32 {
         let all = self.cpus.iter().flat_map(|cpu| &cpu.staged);
-        all.filter(|staged| staged.txn.task == task && staged.txn.operation == Operation::Run as u8).count() as u32
+        all.filter(|staged| staged.txn.task == task && staged.txn.operation == Operation::Run as u8).count()
+            as u32
     }
 
     /// Checks a stamp, and takes note of it.
@@ -352,7 +353,8 @@ impl View {
             let waits = |task: &Task| {
                 task.stand == Stand::Runnable && !task.held && task.choice.is_none() && task.allows(cpu)
             };
-            let first = self.tasks.iter().filter(|(_, task)| waits(task)).min_by_key(|(_, task)| task.arrival);
+            let first =
+                self.tasks.iter().filter(|(_, task)| waits(task)).min_by_key(|(_, task)| task.arrival);
             if let Some((&number, task)) = first {
                 return Some(Txn { flags, ..Txn::run(cpu, number, task.stamp) });
             }
@@ -372,7 +374,9 @@ impl View {
         let mut found = Vec::new();
         for (number, cpu) in (0..).zip(&mut self.cpus) {
             let idle = cpu.open && cpu.task.is_none();
-            if let Some(staged) = cpu.staged.last_mut().filter(|staged| idle && staged.since.elapsed() > NUDGE) {
+            if let Some(staged) =
+                cpu.staged.last_mut().filter(|staged| idle && staged.since.elapsed() > NUDGE)
+            {
                 staged.since = Instant::now();
                 found.push(number);
             }
@@ -388,7 +392,8 @@ impl View {
             words += &format!("\n  CPU {number}: open {}, task {:?}, staged {ids:?}", cpu.open, cpu.task);
         }
         for (number, task) in &self.tasks {
-            words += &format!("\n  task {number}: {:?}, stamp {}, held {}", task.stand, task.stamp, task.held);
+            words +=
+                &format!("\n  task {number}: {:?}, stamp {}, held {}", task.stand, task.stamp, task.held);
         }
         for message in self.messages.iter().rev().take(LAST).rev() {
             words += &format!("\n  {}", told(message));
