@@ -436,6 +436,10 @@ impl<'m> Mechanism<'m> {
         }
         let Some(enclave) = entry.owner() else { return };
         self.flush(wires, enclave, cpu, entry);
+        // One that goes offline switches a few times more on its way.
+        if !entry.online.load(Ordering::Acquire) {
+            return;
+        }
         if to == Runs::Idle && entry.task() == TASK_NONE && !entry.told_idle.load(Ordering::Relaxed) {
             self.tell_verdict(wires, enclave, cpu, entry);
         }

@@ -117,8 +117,8 @@ fn session(guest: &Guest, log: &mut Log) -> Result<Measured> {
     {
         measured.troubles.push(format!("{error:#}"));
     }
-    let alarms = log.alarms(said_before).into_iter().map(|line| format!("the guest's kernel said: {line}"));
-    measured.troubles.extend(alarms);
+    let complaints = log.complaints(said_before).into_iter();
+    measured.troubles.extend(complaints.map(|line| format!("the guest's kernel complained: {line}")));
     Ok(measured)
 }
 

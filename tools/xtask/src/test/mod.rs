@@ -8,6 +8,7 @@
 mod attacks;
 mod cases;
 mod docs;
+mod linux;
 mod package;
 mod qemu;
 mod sessions;
@@ -91,7 +92,7 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 15] = [
+const STAGES: [Stage; 16] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
@@ -117,6 +118,7 @@ const STAGES: [Stage; 15] = [
         run: stages::lives,
     },
     Stage { name: "run", about: "neap run, on the virtual IPU and on the host", run: stages::run },
+    Stage { name: "linux", about: "the host driver in real kernels, under IPUs good and bad", run: linux::run },
     Stage {
         name: "package",
         about: "the Debian package of the Linux driver, installed and purged",
