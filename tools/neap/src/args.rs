@@ -55,14 +55,21 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
-    /// Load, replace and kill the agents of the running instance
+    /// Load, replace and kill the agents of the running instance, or of this machine's own IPU
+    ///
+    /// Without --device the running instance is meant; where none runs, the IPU that this machine's
+    /// driver has found.
     #[command(subcommand)]
     Agent(AgentCommand),
-    /// Show hello pages, agents, bindings and epitaphs of the running instance, or of the last run
+    /// Show hello pages, agents, bindings and epitaphs of the running instance, of this machine's own
+    /// IPU, or of the last run
     Status {
         /// One JSON object instead of tables
         #[arg(long)]
         json: bool,
+        /// The driver's device, e.g. /dev/neap0, instead of an instance
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
     },
     /// Put the scheduler that asks the IPU into this machine's kernel
     #[cfg(feature = "linux")]
@@ -100,6 +107,9 @@ pub enum AgentCommand {
         /// One JSON object instead of a table
         #[arg(long)]
         json: bool,
+        /// The driver's device, e.g. /dev/neap0, instead of an instance
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
     },
     /// Lay an agent out beside the one that runs
     Load {
@@ -132,7 +142,7 @@ pub enum AgentCommand {
 }
 
 /// Which agent.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct AgentOptions {
     /// The enclave, counted from 0 in the order of `neap run`'s options
     #[arg(long, default_value_t = 0)]
@@ -140,6 +150,9 @@ pub struct AgentOptions {
     /// One JSON object instead of a sentence
     #[arg(long)]
     pub json: bool,
+    /// The driver's device, e.g. /dev/neap0, instead of an instance
+    #[arg(long, value_name = "DEVICE", conflicts_with = "enclave")]
+    pub device: Option<PathBuf>,
 }
 
 /// Options of `neap run`.

@@ -7,7 +7,8 @@
 
 mod args;
 mod children;
-#[cfg(feature = "linux")]
+// Most of it is for what runs inside a guest.
+#[cfg_attr(not(feature = "linux"), allow(dead_code))]
 mod driver;
 mod enclaves;
 mod guest;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Log { follow } => inspect::log(follow).map(|()| 0),
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
-        Command::Status { json } => inspect::status(json).map(|()| 0),
+        Command::Status { json, device } => inspect::status(json, device.as_deref()).map(|()| 0),
         #[cfg(feature = "linux")]
         Command::Scx(command) => scx::scx(&command).map(|()| 0),
         #[cfg(feature = "linux")]
