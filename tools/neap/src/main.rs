@@ -6,6 +6,8 @@
 //! 3. A report says what happened, not what should have; a broken promise is an exit status other than 0.
 
 mod args;
+mod bench;
+mod check;
 mod children;
 // Most of it is for what runs inside a guest.
 #[cfg_attr(not(feature = "linux"), allow(dead_code))]
@@ -27,7 +29,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-use args::{Arguments, Command};
+use args::{Arguments, BenchCommand, CheckCommand, Command};
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
@@ -35,6 +37,9 @@ fn main() -> ExitCode {
         Command::Log { follow } => inspect::log(follow).map(|()| 0),
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
         Command::Status { json, device } => inspect::status(json, device.as_deref()).map(|()| 0),
+        Command::Bench(BenchCommand::Link(options)) => bench::link(&options).map(|()| 0),
+        Command::Check(CheckCommand::Types { device }) => check::types(device.as_deref()).map(|()| 0),
+        Command::Check(CheckCommand::Uapi { device }) => check::uapi(device.as_deref()).map(|()| 0),
         #[cfg(feature = "linux")]
         Command::Scx(command) => scx::scx(&command).map(|()| 0),
         #[cfg(feature = "linux")]
