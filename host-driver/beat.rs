@@ -766,6 +766,9 @@ impl Function {
 }
 
 /// Takes the calling CPU out of the agent's hands.
+///
+/// # Safety
+/// With interrupts off; the argument is not looked at.
 unsafe extern "C" fn withhold(_unused: *mut c_void) {
     crate::kfuncs::withhold_here();
 }
