@@ -350,8 +350,9 @@ impl Ipu {
         if self.after == After::Deaf {
             return Ok(());
         }
-        let ends = !matches!(line.command, Manage::None | Manage::Load | Manage::Audit | Manage::Unload)
-            && !(line.incarnation != 0 && came_after(self.incarnation, line.incarnation));
+        let of_another = line.incarnation != 0 && came_after(self.incarnation, line.incarnation);
+        let ends = !of_another
+            && !matches!(line.command, Manage::None | Manage::Load | Manage::Audit | Manage::Unload);
         if ends {
             let state = if self.after == After::GiveUp { AgentState::GivenUp } else { AgentState::Dead };
             self.end(state)?;
