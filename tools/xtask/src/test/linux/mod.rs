@@ -19,7 +19,6 @@ mod rig;
 mod view;
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -86,7 +85,7 @@ pub(super) fn run() -> Result<Verdict> {
 
 /// Builds what does in the guest what it is told.
 fn puppet() -> Result<PathBuf> {
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     command.current_dir(paths::root());
     command.args(["build", "--release", "--package", "neap-puppet", "--bin", "puppet"]);
     let mut step = Step::start("building the guest's puppet");
