@@ -398,6 +398,7 @@ impl Function {
         watch.decided = None;
         watch.attaching = Attaching::Done;
         let first = watch.fault.is_none() && watch.fallbacks == 0;
+        host.mechanism.begin_session(self.number);
         drop(host.publish(self.number, Some(session)));
         if let Some(session) = host.session(self.number) {
             self.succeed(host, enclave, watch, session, agent);

@@ -111,6 +111,15 @@ impl Mechanism<'_> {
         }
     }
 
+    /// A session begins, whose slots are fresh: what was taken from those of the one before says nothing of them. While nobody
+    /// takes anything.
+    pub fn begin_session(&self, enclave: u8) {
+        self.forget(enclave);
+        for cpu in self.cpus().iter().filter(|cpu| cpu.owner() == Some(enclave)) {
+            cpu.taken.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Tells an agent the whole state: runnable tasks in the order of their arrival, then each CPU. Nothing else may happen
     /// meanwhile: the machine is stopped. `arrivals` is memory for as many as there are tasks, and `sort` puts them in order.
     /// False if the ring has no room for all of it yet.

@@ -47,8 +47,10 @@ pub enum Order {
     Class(usize, Class),
     /// How the workers are.
     Look,
-    /// Starts a program that goes on; what it says is told as it comes.
-    Daemon(String, Vec<String>),
+    /// Starts a program that goes on, in a class; what it says is told as it comes.
+    Daemon(String, Class, Vec<String>),
+    /// How a program that was started so has ended, if it has.
+    Ended(String),
     /// Sends such a program a signal, and waits for its end if it is one to end by.
     Stop(String, i32),
     /// Changes the driver's settings (`NEAP_IOC_SETTINGS`); 0 leaves one.
@@ -132,6 +134,8 @@ pub enum Answer {
         /// Its process number.
         pid: i32,
     },
+    /// A program has ended so, or not yet: a signal as 128 and its number.
+    Ended(Option<i32>),
     /// All workers.
     Workers(Vec<Worker>),
 }

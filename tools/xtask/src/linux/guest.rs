@@ -180,9 +180,17 @@ impl Guest {
 
     /// Unplugs the function `index`, and waits until the guest's kernel has let it go.
     pub fn unplug(&mut self, index: usize) -> Result<()> {
-        let device = format!("neap{index}");
-        let mut qmp = Qmp::connect(&self.directory.path().join("qmp"))?;
-        qmp.unplug(&device, UNPLUG).with_context(|| format!("unplugging {device}\n{}", self.tail()))
+        self.unplugger(index)().with_context(|| self.tail())
+    }
+
+    /// As [`Guest::unplug`], for another thread: whoever looks after the guest may have to go on.
+    pub fn unplugger(&self, index: usize) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let socket = self.directory.path().join("qmp");
+        move || {
+            let device = format!("neap{index}");
+            let unplugged = Qmp::connect(&socket).and_then(|mut qmp| qmp.unplug(&device, UNPLUG));
+            unplugged.with_context(|| format!("unplugging {device}"))
+        }
     }
 
     /// The console's file.

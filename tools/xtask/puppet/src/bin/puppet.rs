@@ -5,8 +5,8 @@ use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -261,7 +261,11 @@ impl Puppet {
             Order::Allow(worker, cpus) => allow(self.pid(worker)?, bits(&cpus))?,
             Order::Class(worker, class) => enter(self.pid(worker)?, class)?,
             Order::Look => return self.look(),
-            Order::Daemon(name, words) => self.daemon(name, &words)?,
+            Order::Daemon(name, class, words) => self.daemon(name, class, &words)?,
+            Order::Ended(name) => {
+                let child = self.daemons.get_mut(&name).with_context(|| format!("there is no daemon {name}"))?;
+                return Ok(Answer::Ended(child.try_wait()?.map(code)));
+            }
             Order::Stop(name, signal) => self.stop(&name, signal)?,
             Order::Settings { device, watchdog_ms, kernel_after_ms, attach_anew } => {
                 settings(&device, watchdog_ms, kernel_after_ms, attach_anew)?;
@@ -304,7 +308,7 @@ impl Puppet {
         for (&worker, (child, ended)) in &mut self.workers {
             if ended.is_none() {
                 let status = child.try_wait()?;
-                *ended = status.map(|status| status.code().unwrap_or(128 + status.signal().unwrap_or(0)));
+                *ended = status.map(code);
             }
             let rounds = self.places[worker].rounds.load(Ordering::Acquire);
             all.push(Worker { worker, pid: i32::try_from(child.id())?, rounds, ended: *ended });
@@ -312,11 +316,15 @@ impl Puppet {
         Ok(Answer::Workers(all))
     }
 
-    fn daemon(&mut self, name: String, words: &[String]) -> Result<()> {
+    fn daemon(&mut self, name: String, class: Class, words: &[String]) -> Result<()> {
         let (program, rest) = words.split_first().context("no program is named")?;
         let mut command = Command::new(program);
         command.args(rest).env("PATH", "/bin").env("HOME", "/tmp").current_dir("/tmp");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // What is to be scheduled may run everywhere; all else stays beside us.
+        let cpus = if class == Class::Ext { 0 } else { 1 };
+        // SAFETY: between fork and exec only system calls are made, which neither allocate nor lock.
+        unsafe { command.pre_exec(move || allow(0, cpus).and_then(|()| enter(0, class))) };
         let mut child = command.spawn().with_context(|| format!("{program} can't be started"))?;
         let streams: [Option<Box<dyn Read + Send>>; 2] = [
             child.stdout.take().map(|stream| Box::new(stream) as _),
@@ -352,6 +360,11 @@ impl Puppet {
     }
 }
 
+/// How a program ended, as a shell has it.
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or(128 + status.signal().unwrap_or(0))
+}
+
 fn kill(pid: i32, signal: i32) -> Result<()> {
     // SAFETY: no precondition.
     Ok(last(unsafe { libc::kill(pid, signal) }, ())?)
@@ -362,7 +375,7 @@ fn shell(line: &str) -> Result<Answer> {
     command.args(["-c", line]).env("PATH", "/bin:/usr/bin").env("HOME", "/tmp").stdin(Stdio::null());
     let output = command.output().context("no shell")?;
     let text = [output.stdout, output.stderr].concat();
-    let status = output.status.code().unwrap_or(128 + output.status.signal().unwrap_or(0));
+    let status = code(output.status);
     Ok(Answer::Shell { status, output: String::from_utf8_lossy(&text).into_owned() })
 }
 

@@ -111,8 +111,12 @@ pub(super) struct Ipu {
     pub asked: Vec<ManagerLine>,
     /// Sessions that hosts have asked for.
     pub sessions: u32,
+    /// Agents that were started.
+    pub agents: u32,
     /// The last incarnation that the host was content with.
     pub confirmed: u32,
+    /// It says nothing of itself any more: somebody else writes to its window.
+    pub mute: bool,
     group: u32,
 }
 
@@ -138,7 +142,9 @@ impl Ipu {
             conduct: Conduct::Good { prestages: false },
             asked: Vec::new(),
             sessions: 0,
+            agents: 0,
             confirmed: 0,
+            mute: false,
             group: 0,
         })
     }
@@ -174,8 +180,13 @@ impl Ipu {
 
     /// Leaves the link, and the window reads as `byte` throughout.
     pub(super) fn vanish(&mut self, byte: u8) -> Result<()> {
-        use std::os::unix::fs::FileExt;
         self.peer = None;
+        self.fill(byte)
+    }
+
+    /// Has the window read as `byte` throughout.
+    pub(super) fn fill(&mut self, byte: u8) -> Result<()> {
+        use std::os::unix::fs::FileExt;
         (self.hello, self.agent) = (None, None);
         let file = std::fs::OpenOptions::new().write(true).open(self.file.path())?;
         let page = vec![byte; 1 << 16];
@@ -230,6 +241,10 @@ impl Ipu {
             return Ok(());
         }
         peer.poll_changes()?;
+        if self.mute {
+            thread::sleep(NAP / 4);
+            return Ok(());
+        }
         self.hear_host()?;
         self.hear_manager()?;
         let heard = if self.conduct == Conduct::Hung { 0 } else { self.hear_messages()? };
@@ -302,6 +317,7 @@ impl Ipu {
     /// Starts the session's next agent.
     pub(super) fn start(&mut self) -> Result<()> {
         self.incarnation += 1;
+        self.agents += 1;
         self.books.started += 1;
         let mut name = [0; neap_abi::image::NAME_BYTES];
         name[..4].copy_from_slice(b"fifo");

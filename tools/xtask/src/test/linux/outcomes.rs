@@ -56,7 +56,7 @@ fn pending(
 
 /// Does something that comes to an outcome, until it comes to `expected`, and not to what the machine's own doings make of it:
 /// a thread of the kernel's that runs on the CPU meanwhile moves its stamp, and one that stays takes it away.
-fn steadily<T>(
+pub(super) fn steadily<T>(
     rig: &mut Rig,
     expected: Outcome,
     mut act: impl FnMut(&mut Rig) -> Result<(Outcome, T)>,
@@ -72,7 +72,7 @@ fn steadily<T>(
 }
 
 /// A refused task goes on: a decision on it that rests on what was known before is committed, it works, and it ends.
-fn goes_on(rig: &mut Rig, worker: Worker, cpu: u16) -> Result<()> {
+pub(super) fn goes_on(rig: &mut Rig, worker: Worker, cpu: u16) -> Result<()> {
     rig.place(0, worker, cpu)?;
     rig.until_work(&[worker.number], 10)?;
     rig.hold(0, worker, false);
@@ -198,7 +198,7 @@ fn task_stale(rig: &mut Rig) -> Result<()> {
 }
 
 fn task_gone(rig: &mut Rig) -> Result<()> {
-    for signal in [None, Some(libc_signal::KILL)] {
+    for signal in [None, Some(signal::KILL)] {
         steadily(rig, Outcome::TaskGone, |rig| {
             let runner = rig.runner(0, A)?;
             let task = rig.parked(0, &[], Word::Work)?;
@@ -300,8 +300,9 @@ fn cpu_offline(rig: &mut Rig) -> Result<()> {
             moved.push(task);
         };
         until_open(rig, C, false)?;
-        // The others go on, wherever they are.
-        for task in moved {
+        // The others go on, wherever they are: those first that the machine moved by itself, for a decision on the runner may
+        // lie on a CPU of theirs.
+        for task in moved.into_iter().rev() {
             rig.until_work(&[task.number], 10)?;
             rig.tell(task, Word::End)?;
             rig.until_gone(0, task)?;
@@ -325,32 +326,43 @@ fn cpu_unavailable(rig: &mut Rig) -> Result<()> {
     for class in [Class::Fifo, Class::Fair] {
         // A task of the class holds the CPU, or none does.
         for held in [true, false] {
-            let runner = if held { Some(rig.runner(0, C)?) } else { None };
-            let task = rig.parked(0, &[], Word::Work)?;
-            let run = rig.run_txn(0, task, C)?;
-            let hog = rig.outsider(class, &[C], Word::Work)?;
-            rig.until_work(&[hog], 1)?;
-            let id = rig.prestage(0, run)?;
-            let outcome = rig.verdict(0, C, id)?;
-            ensure!(
-                outcome == Outcome::CpuUnavailable,
-                "expected: the verdict cpu_unavailable under {class:?}; it is {}",
-                outcome.name()
-            );
-            let open = rig.ipus[0].view.cpus[usize::from(C)].open;
-            ensure!(!open, "expected: the CPU is told to be busy; it is not");
+            let (hog, runner, task) = hogged(rig, class, held)?;
             rig.order(Order::Tell(hog, Word::End))?;
-            rig.until("the CPU is told to be back", PATIENCE, |rig| {
-                rig.ipus[0].view.cpus[usize::from(C)].open
-            })?;
+            until_open(rig, C, true)?;
             if let Some(runner) = runner {
                 rig.until_work(&[runner.number], 10)?;
                 rig.rest(0, runner)?;
             }
             goes_on(rig, task, C)?;
+            rig.end_workers()?;
         }
     }
     Ok(())
+}
+
+/// Has a decision lie in a CPU's slot when something of a higher class takes the CPU: that, what ran there, and the refused.
+fn hogged(rig: &mut Rig, class: Class, held: bool) -> Result<(usize, Option<Worker>, Worker)> {
+    for _ in 0..ATTEMPTS {
+        let runner = if held { Some(rig.runner(0, C)?) } else { None };
+        let task = rig.parked(0, &[], Word::Work)?;
+        let run = rig.run_txn(0, task, C)?;
+        let id = rig.prestage(0, run)?;
+        let hog = rig.outsider(class, &[C], Word::Work)?;
+        let outcome = rig.verdict(0, C, id)?;
+        if outcome == Outcome::CpuUnavailable {
+            let open = rig.ipus[0].view.cpus[usize::from(C)].open;
+            ensure!(!open, "expected: the CPU is told to be busy; it is not");
+            return Ok((hog, runner, task));
+        }
+        // An idle CPU looks at its slot whenever a thread of the kernel's has run there.
+        ensure!(
+            outcome == Outcome::Committed && !held,
+            "expected: the verdict cpu_unavailable under {class:?}; it is {}",
+            outcome.name()
+        );
+        rig.end_workers()?;
+    }
+    bail!("expected: the verdict cpu_unavailable under {class:?}; {ATTEMPTS} times the CPU looked before")
 }
 
 /// The verdict on a txn for an idle CPU; again, where the machine took the CPU for itself meanwhile.
@@ -373,7 +385,7 @@ fn straight_in(rig: &mut Rig, slot: u16, txn: impl Fn(&Rig) -> Result<Txn>) -> R
     Ok(outcome)
 }
 
-fn is(what: &str, outcome: Outcome, expected: Outcome) -> Result<()> {
+pub(super) fn is(what: &str, outcome: Outcome, expected: Outcome) -> Result<()> {
     ensure!(outcome == expected, "expected: {what} is {}; it is {}", expected.name(), outcome.name());
     Ok(())
 }
@@ -543,7 +555,9 @@ fn invalid_group(rig: &mut Rig) -> Result<()> {
 }
 
 /// Signals by their numbers on x86.
-pub(super) mod libc_signal {
+pub(super) mod signal {
     pub(crate) const KILL: i32 = 9;
     pub(crate) const TERM: i32 = 15;
+    pub(crate) const CONT: i32 = 18;
+    pub(crate) const STOP: i32 = 19;
 }

@@ -203,6 +203,19 @@ impl Rig {
         Ok(self.orders)
     }
 
+    /// Whether an order that was given has been answered by now.
+    pub(super) fn answered(&mut self, number: u32) -> bool {
+        self.answers.remove(&number).is_some()
+    }
+
+    /// Unplugs a function, while everything else goes on.
+    pub(super) fn unplug(&mut self, function: usize) -> Result<()> {
+        let unplug = self.guest.unplugger(function);
+        let unplugged = std::thread::spawn(unplug);
+        self.until("the guest lets a function go", 4 * PATIENCE, |_| unplugged.is_finished())?;
+        unplugged.join().unwrap_or_else(|_| bail!("unplugging panicked"))
+    }
+
     /// Gives an order and waits for its answer, up to `patience`.
     pub(super) fn order_in(&mut self, order: Order, patience: Duration) -> Result<Answer> {
         let what = format!("{order:?}");
@@ -242,6 +255,23 @@ impl Rig {
         Ok(Counters::parse(&self.read(&format!("/sys/kernel/debug/neap/{function}/counters"))?))
     }
 
+    /// Waits until `found` finds something in the driver's counters.
+    pub(super) fn wait_counters<T>(
+        &mut self,
+        function: usize,
+        found: impl Fn(&Counters) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let since = Instant::now();
+        loop {
+            let counters = self.counters(function)?;
+            if let Some(found) = found(&counters)? {
+                return Ok(found);
+            }
+            ensure!(since.elapsed() < PATIENCE, "expected: the driver counts on; it stays at {counters:?}");
+            self.go_on(Duration::from_millis(10))?;
+        }
+    }
+
     /// What the driver says of a function, by key.
     pub(super) fn state(&mut self, function: usize, key: &str) -> Result<String> {
         let text = self.read(&format!("/sys/kernel/debug/neap/{function}/state"))?;
@@ -273,8 +303,20 @@ impl Rig {
     pub(super) fn attach(&mut self) -> Result<()> {
         let before = self.attached();
         let words = ["/bin/neap", "scx", "attach"].map(str::to_owned).to_vec();
-        self.order(Order::Daemon(LOADER.to_owned(), words))?;
+        self.order(Order::Daemon(LOADER.to_owned(), Class::Fair, words))?;
         self.until("the scheduler is attached", 4 * PATIENCE, |rig| rig.attached() > before)
+    }
+
+    /// Waits until a program that was started so has ended: how.
+    pub(super) fn until_over(&mut self, name: &str, patience: Duration) -> Result<i32> {
+        let since = Instant::now();
+        loop {
+            match self.order(Order::Ended(name.to_owned()))? {
+                Answer::Ended(Some(status)) => return Ok(status),
+                _ => ensure!(since.elapsed() < patience, "expected: {name} ends; it works on"),
+            }
+            self.go_on(Duration::from_millis(20))?;
+        }
     }
 
     /// How often the loader has attached.
@@ -285,6 +327,39 @@ impl Rig {
     /// Waits until an IPU's agent knows the state and decides.
     pub(super) fn until_decides(&mut self, ipu: usize) -> Result<()> {
         self.until("an agent is told the state", PATIENCE, |rig| rig.ipus[ipu].decides())
+    }
+
+    /// Lines of the kernel's log with `words` in them.
+    pub(super) fn logged(&self, words: &str) -> usize {
+        self.guest.console().lines().filter(|line| line.contains(words)).count()
+    }
+
+    /// Waits until there is one more such line than `before`; two are too many.
+    pub(super) fn until_logged(&mut self, words: &str, before: usize) -> Result<()> {
+        let what = format!("the kernel's log says `{words}`");
+        self.until(&what, PATIENCE, |rig| rig.logged(words) > before)?;
+        let lines = self.logged(words) - before;
+        ensure!(lines == 1, "expected: one line with `{words}` in the kernel's log; there are {lines}");
+        Ok(())
+    }
+
+    /// Waits until so many more decisions were carried out.
+    pub(super) fn until_decided(&mut self, function: usize, more: u64) -> Result<()> {
+        let before = self.counters(function)?.of("decisions")?;
+        let since = Instant::now();
+        loop {
+            let now = self.counters(function)?.of("decisions")?;
+            if now >= before + more {
+                return Ok(());
+            }
+            ensure!(
+                since.elapsed() < PATIENCE,
+                "expected: {more} more decisions are committed; there were {} in {} s",
+                now - before,
+                PATIENCE.as_secs()
+            );
+            self.go_on(Duration::from_millis(10))?;
+        }
     }
 
     /// Boots an IPU, and waits until the driver has attached to it.
