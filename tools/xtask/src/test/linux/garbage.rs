@@ -154,10 +154,10 @@ fn window(rig: &mut Rig) -> Result<()> {
     survives(rig, true, |rig, random| {
         turn += 1;
         // What makes a window of it stays half of the time: then the rest is looked at.
-        let from = if turn % 2 == 0 { HELLO_BYTES } else { 0 };
+        let from = if turn.is_multiple_of(2) { HELLO_BYTES } else { 0 };
         let mut bytes = vec![0; 1 << 20];
         random.fill_bytes(&mut bytes);
-        if turn % 3 == 0 {
+        if turn.is_multiple_of(3) {
             // Each line whole, under the tag of some lap.
             for line in bytes.chunks_exact_mut(64) {
                 let tag = Tag::of_lap(random.random_range(0..300u32)).byte();
