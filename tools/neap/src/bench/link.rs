@@ -141,10 +141,15 @@ impl Bench {
             .collect()
     }
 
+    /// How many switches are taken of each kind.
+    fn switches_each(&self) -> u32 {
+        self.options.switches.unwrap_or((self.options.samples / 5).max(10))
+    }
+
     fn switches(&mut self) -> Result<()> {
         ensure!(self.info.scheduler == 1, "no scheduler is attached: run `neap scx attach` beside this");
         ensure!(self.info.level == 0, "the agent does not decide, but the {}", self.info.level_name());
-        let count = self.options.switches.unwrap_or((self.options.samples / 5).max(10));
+        let count = self.switches_each();
         let (Some(&cpu), Some(&other)) = (self.cpus.last(), self.cpus.first()) else {
             bail!("there is no CPU")
         };
@@ -182,6 +187,7 @@ impl Bench {
             "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
             "parameters": {
                 "samples": self.options.samples,
+                "switches": self.switches_each(),
                 "cpus": self.cpus,
                 "settle_us": self.settle.as_micros() as u64,
             },

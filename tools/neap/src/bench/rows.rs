@@ -110,7 +110,7 @@ impl Found {
             "p50_ns": quantile(500),
             "p99_ns": quantile(990),
             "max_ns": quantile(1000),
-            "where": worth,
+            "where": self.samples.as_ref().ok().map(|_| worth),
             "why_not": self.samples.as_ref().err(),
             "paper": paper.map(|paper| json!({
                 "table": paper.table,
@@ -204,7 +204,8 @@ mod tests {
             (Some("emulated"), Some(750))
         );
         let json = found[1].json(Where::Emulated);
-        assert!(json["p50_ns"].is_null() && json["why_not"] == "no scheduler is attached");
+        assert!(json["p50_ns"].is_null() && json["where"].is_null());
+        assert_eq!(json["why_not"], "no scheduler is attached");
         let text = table(&found, Where::Emulated);
         for words in
             ["1,800", "Table 2, 1", "emulated", "3,320-4,040", "context switch, prestaged: no scheduler"]
