@@ -1,7 +1,7 @@
 //! A guest's life: the driver, the scheduler, the load, the report, the end.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -69,9 +69,12 @@ fn tell_all(file: &Path) -> Result<()> {
     let mut log = Log::open();
     let stop = Arc::new(AtomicBool::new(false));
     let guest = Guest { order, channel: Arc::clone(&channel), stop };
-    let last = match session(&guest, &mut log) {
-        Ok(measured) => Line::Done(Box::new(measured)),
-        Err(error) => Line::Failed(format!("{error:#}{}", log.last_words())),
+    channel.tell(&Line::Booted { kernel: uname().release().to_string_lossy().into_owned() });
+    let program = guest.order.parameters.command.first().map(|name| command::find(name)).transpose();
+    let last = match program.map(|program| session(&guest, program, &mut log)) {
+        Ok(Ok(measured)) => Line::Done(Box::new(measured)),
+        Ok(Err(error)) => Line::Failed(format!("{error:#}{}", log.last_words())),
+        Err(error) => Line::Refused(format!("{error:#}")),
     };
     channel.tell(&last);
     channel.drain();
@@ -81,18 +84,17 @@ fn tell_all(file: &Path) -> Result<()> {
 /// What is to be done under the scheduler.
 enum Work {
     Store(Box<Gets>),
-    Command(std::path::PathBuf),
+    Command(PathBuf),
 }
 
-fn session(guest: &Guest, log: &mut Log) -> Result<Measured> {
+fn session(guest: &Guest, program: Option<PathBuf>, log: &mut Log) -> Result<Measured> {
     let Guest { order, channel, .. } = guest;
     let asked = &order.parameters;
-    channel.tell(&Line::Booted { kernel: uname().release().to_string_lossy().into_owned() });
     // A device, once there is one to ask.
     let device = Arc::new(OnceLock::new());
     listen(guest, Arc::clone(&device))?;
-    let work = match asked.command.first() {
-        Some(name) => Work::Command(command::find(name)?),
+    let work = match program {
+        Some(program) => Work::Command(program),
         None => {
             let loading = |keys| channel.tell(&Line::Loading { keys, of: asked.keys });
             Work::Store(Box::new(Gets::new(Store::load(asked.keys, asked.seed, loading)?, asked)))

@@ -235,7 +235,7 @@ pub fn run(guest: &Guest, gets: Gets, tally: &mut Tally) -> Result<Measured> {
         tally.look();
         let now_ms = began.elapsed().as_millis() as u64;
         depth.push((now_ms, shared.depth()));
-        if told.is_none_or(|told| told.elapsed() >= TELL) {
+        if draining.is_none() && told.is_none_or(|told| told.elapsed() >= TELL) {
             told = Some(Instant::now());
             let at = |quantile| counted.took.value_at_quantile(quantile) as f64 / 1e3;
             let figures = tally.figures()?;

@@ -37,8 +37,8 @@ pub fn page(record: &Record) -> String {
             "prestage hits",
             format!("{} of the CPUs' looks", count(m.prestage_hits)),
         ),
-        (time(m.round_trip.p50), "round trip, median", format!("p99 {}", time(m.round_trip.p99))),
-        (time(m.request.p50), "request, median", format!("p99 {}", time(m.request.p99))),
+        (median(&m.round_trip), "round trip, median", tail(&m.round_trip)),
+        (median(&m.request), "request, median", tail(&m.request)),
     ] {
         let _ = writeln!(
             out,
@@ -105,9 +105,9 @@ fn banner(out: &mut String, record: &Record) {
         let _ = writeln!(out, "<p class=\"note bad\">{}</p>", escaped(words));
     }
     if complaints.is_empty() {
-        out.push_str(
-            "<p class=\"note good\">No task was lost or ran twice, and every decision kept FIFO order.</p>\n",
-        );
+        let order =
+            if record.parameters.checks_order() { ", and every decision kept FIFO order" } else { "" };
+        let _ = writeln!(out, "<p class=\"note good\">No task was lost or ran twice{order}.</p>");
     }
     if record.emulated() {
         out.push_str(
@@ -117,6 +117,18 @@ fn banner(out: &mut String, record: &Record) {
     }
     for remark in record.measured.remarks.iter().chain(&record.measured.epitaphs) {
         let _ = writeln!(out, "<p class=\"note\">{}</p>", escaped(remark));
+    }
+}
+
+fn median(distribution: &Distribution) -> String {
+    if distribution.count == 0 { "–".to_owned() } else { time(distribution.p50) }
+}
+
+fn tail(distribution: &Distribution) -> String {
+    if distribution.count == 0 {
+        "not measured".to_owned()
+    } else {
+        format!("p99 {}", time(distribution.p99))
     }
 }
 

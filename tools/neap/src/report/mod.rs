@@ -108,6 +108,11 @@ impl Parameters {
         self.host_cpus().max(self.cores)
     }
 
+    /// Whether the host checks the order of decisions: a kernel has none to hold them against.
+    pub fn checks_order(&self) -> bool {
+        self.host == HostKind::Worker
+    }
+
     /// Where the agent ran, as JSON says it.
     pub fn place(&self) -> &'static str {
         if self.on_host { "on-host" } else { "qemu" }

@@ -28,6 +28,9 @@ pub fn table(record: &Record) -> String {
     row("prestage misses", count(m.prestage_misses), String::new());
     let label = if record.emulated() { "emulated" } else { "" };
     for (name, distribution) in [("round trip", &m.round_trip), ("request", &m.request)] {
+        if distribution.count == 0 {
+            continue;
+        }
         row(&format!("{name} p50"), time(distribution.p50), label.to_owned());
         row("  p90 / p99", format!("{} / {}", time(distribution.p90), time(distribution.p99)), String::new());
         row(
@@ -41,7 +44,9 @@ pub fn table(record: &Record) -> String {
     row("tasks finished", count(m.tasks_finished), format!("{} unfinished", count(m.tasks_unfinished())));
     row("tasks lost", count(m.tasks_lost), verdict(m.tasks_lost));
     row("tasks doubled", count(m.tasks_doubled), verdict(m.tasks_doubled));
-    row("FIFO violations", count(m.fifo_violations), verdict(m.fifo_violations));
+    if record.parameters.checks_order() {
+        row("FIFO violations", count(m.fifo_violations), verdict(m.fifo_violations));
+    }
     row("resyncs", count(m.resyncs), String::new());
     row("messages", count(m.messages), format!("{} doorbells", count(m.doorbells)));
     let mut lines = vec![table.to_string()];
@@ -124,6 +129,7 @@ fn verdict(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HostKind;
     use super::super::tests::example;
     use super::*;
 
@@ -156,6 +162,15 @@ mod tests {
         let text = table(&record);
         assert!(text.contains("decides") && text.contains("wild_store"), "{text}");
         assert!(text.contains("epitaph: enclave 1: agent wild_store ended by"), "{text}");
+    }
+
+    #[test]
+    fn what_was_not_looked_at_has_no_row() {
+        let mut record = example();
+        assert!(table(&record).contains("round trip") && table(&record).contains("FIFO violations"));
+        record.parameters.host = HostKind::Linux;
+        record.measured.round_trip = Distribution::default();
+        assert!(!table(&record).contains("round trip") && !table(&record).contains("FIFO violations"));
     }
 
     #[test]

@@ -210,6 +210,7 @@ impl Watched<'_> {
                 self.last = Some(*measured);
                 self.done = true;
             }
+            Line::Refused(words) => bail!("{words}"),
             Line::Failed(words) => {
                 // A dead agent is why it failed, more often than not: then that is the news.
                 if let Some(status) = self.parts.agent.wait(Duration::from_millis(200)) {

@@ -129,6 +129,8 @@ pub enum Line {
     Done(Box<Measured>),
     /// It could not run.
     Failed(String),
+    /// What was asked can't be: nothing has failed.
+    Refused(String),
 }
 
 /// The one word that a worker host understands: end the load, and report what was done.
