@@ -112,7 +112,10 @@ pub fn base(root: &Root, kernel: &Kernel, module: &Module) -> Result<PathBuf> {
     let out = paths::target_dir().join("linux").join(format!("{name}-guest"));
     fs::create_dir_all(&out).with_context(|| format!("{} can't be made", out.display()))?;
     for (from, to) in [(&neap, "neap"), (&module.ko, "neap.ko"), (&module.bpf, "neap.bpf.o")] {
-        fs::copy(from, out.join(to)).with_context(|| format!("{} can't be copied", from.display()))?;
+        let to = out.join(to);
+        // The last one may be root's, and is not written to but replaced.
+        let _ = fs::remove_file(&to);
+        fs::copy(from, &to).with_context(|| format!("{} can't be copied", from.display()))?;
     }
     let mounts = [Mount { from: &out, to: "/out", writable: true }];
     let told = root.script(&mounts, GATHER, Limits::total(120), &mut ())?;

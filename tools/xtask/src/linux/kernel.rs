@@ -13,8 +13,8 @@ use crate::paths;
 use crate::process::Limits;
 use crate::progress::Step;
 
-/// Metadata, or a whole kernel, on a slow core.
-const BUILD: Limits = Limits { silence: Duration::from_secs(300), total: Duration::from_secs(3600) };
+/// Metadata, or a whole kernel: minutes on a quiet machine, and hours on one that has much else to do.
+const BUILD: Limits = Limits { silence: Duration::from_secs(600), total: Duration::from_secs(4 * 3600) };
 
 /// Kbuild's metadata of Debian's kernel, from its source and its configuration: headers bring all but the Rust part. What
 /// rustc makes of the same source with the same flags has the same hashes, so that the modules load into the kernel that
