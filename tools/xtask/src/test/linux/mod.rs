@@ -6,7 +6,8 @@
 //!    over; the kernel has complained of nothing.
 //! 3. Cases that share a machine share its boot, but no task.
 //!
-//! `NEAP_LINUX=stock:task` runs the cases with `task` in their name, on the stock kernel alone.
+//! `NEAP_LINUX=stock:task` runs the cases with `task` in their name, on the stock kernel alone; `NEAP_LINUX=:falls/` those of
+//! a group, on both.
 
 mod enclaves;
 mod falls;
@@ -87,7 +88,7 @@ pub(super) fn run() -> Result<Verdict> {
         let kit = Kit::ready(flavour, &mut times)?;
         for group in GROUPS {
             let chosen: Vec<&Case> =
-                group.cases.iter().copied().flatten().filter(|case| case.name.contains(name)).collect();
+                group.cases.iter().copied().flatten().filter(|case| format!("{}/{}", group.name, case.name).contains(name)).collect();
             if !chosen.is_empty() {
                 tried(&mut verdict, flavour, &kit, &puppet, group, &chosen)?;
             }
