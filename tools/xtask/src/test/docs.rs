@@ -153,7 +153,7 @@ fn promised(command: &str) -> Result<()> {
     let package = words.next().unwrap_or_default();
     let words: Vec<&str> = words.take_while(|word| !matches!(*word, "|" | ">" | "&&" | ";" | "--")).collect();
     let subcommands: Vec<&str> = words.iter().copied().take_while(|word| is_subcommand(word)).collect();
-    let mut help = Command::new(cargo());
+    let mut help = cargo();
     help.current_dir(paths::root()).args(["run", "--quiet", "--release", "--package", package, "--"]);
     help.args(&subcommands).arg("--help");
     let help = process::output(&mut help, Limits::total(1200)).with_context(|| format!("`{command}`"))?;

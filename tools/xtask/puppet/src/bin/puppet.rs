@@ -263,7 +263,8 @@ impl Puppet {
             Order::Look => return self.look(),
             Order::Daemon(name, class, words) => self.daemon(name, class, &words)?,
             Order::Ended(name) => {
-                let child = self.daemons.get_mut(&name).with_context(|| format!("there is no daemon {name}"))?;
+                let child =
+                    self.daemons.get_mut(&name).with_context(|| format!("there is no daemon {name}"))?;
                 return Ok(Answer::Ended(child.try_wait()?.map(code)));
             }
             Order::Stop(name, signal) => self.stop(&name, signal)?,

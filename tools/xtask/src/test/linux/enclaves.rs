@@ -19,8 +19,16 @@ pub(super) const PARAMETERS: &str = "cpus=0-1/2-3 watchdog_ms=600000 turn_ms=600
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "not_permitted", about: "another enclave's CPUs and tasks are refused", run: not_permitted },
-    Case { name: "moves_over", about: "a task moves to the other enclave while a decision on it lies ready", run: moves_over },
-    Case { name: "in_host_s_hands", about: "a task that the host's own rule has is not the agent's", run: in_host_s_hands },
+    Case {
+        name: "moves_over",
+        about: "a task moves to the other enclave while a decision on it lies ready",
+        run: moves_over,
+    },
+    Case {
+        name: "in_host_s_hands",
+        about: "a task that the host's own rule has is not the agent's",
+        run: in_host_s_hands,
+    },
     Case { name: "neighbour", about: "one agent hangs, and the other's tasks do not notice", run: neighbour },
     Case { name: "unplugged", about: "a function is unplugged under load", run: unplugged },
 ];
@@ -81,7 +89,9 @@ fn settings(rig: &mut Rig, device: &str, watchdog_ms: u32) -> Result<()> {
 fn in_host_s_hands(rig: &mut Rig) -> Result<()> {
     // Their agent hangs. One of its tasks the host's rule runs at once; the other may only use a CPU that is not to be had.
     let hog = rig.outsider(Class::Fifo, &[THEIRS[1]], Word::Work)?;
-    rig.until("the CPU is told to be busy", PATIENCE, |rig| !rig.ipus[1].view.cpus[usize::from(THEIRS[1])].open)?;
+    rig.until("the CPU is told to be busy", PATIENCE, |rig| {
+        !rig.ipus[1].view.cpus[usize::from(THEIRS[1])].open
+    })?;
     let bound = rig.parked(1, &[THEIRS[0], THEIRS[1]], Word::Work)?;
     rig.ipus[1].view.allow_moves(bound.task, 2);
     rig.order(Order::Allow(bound.number, vec![THEIRS[1]]))?;

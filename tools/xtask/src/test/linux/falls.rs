@@ -14,8 +14,16 @@ use super::rig::{Counters, DEVICE, LOADER, PATIENCE, Rig};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "late", about: "an agent hangs, is ended, and the next takes over", run: late },
-    Case { name: "late_for_good", about: "an agent hangs, and there is no other for long", run: late_for_good },
-    Case { name: "killed_late", about: "a task is killed while it waits for an agent that hangs", run: killed_late },
+    Case {
+        name: "late_for_good",
+        about: "an agent hangs, and there is no other for long",
+        run: late_for_good,
+    },
+    Case {
+        name: "killed_late",
+        about: "a task is killed while it waits for an agent that hangs",
+        run: killed_late,
+    },
     Case { name: "poisons", about: "an agent claims to have taken what was never written", run: poisons },
     Case { name: "floods", about: "an agent rings without deciding", run: floods },
     Case { name: "dies", about: "an agent ends, and the next is there soon", run: dies },
@@ -63,7 +71,10 @@ fn fault(rig: &mut Rig, before: &Counters, name: &str, asked: Option<Manage>) ->
     ensure!(more.of(&key)? == 1, "expected: {key} once; it is {} times", more.of(&key)?);
     if let Some(asked) = asked {
         let commands: Vec<Manage> = rig.ipus[0].asked.iter().map(|line| line.command).collect();
-        ensure!(commands == [asked], "expected: the supervisor is asked for {asked:?}; it was for {commands:?}");
+        ensure!(
+            commands == [asked],
+            "expected: the supervisor is asked for {asked:?}; it was for {commands:?}"
+        );
     }
     Ok(())
 }
@@ -274,7 +285,10 @@ fn unbind(rig: &mut Rig) -> Result<()> {
     let name = rig.shell("ls /sys/bus/pci/drivers/neap | grep :")?.trim().to_owned();
     rig.write("/sys/bus/pci/drivers/neap/unbind", &name)?;
     left(rig, &workers, "link_down", logged)?;
-    ensure!(rig.shell("ls /dev/neap* 2>/dev/null | wc -l")?.trim() == "0", "expected: no device is left; one is");
+    ensure!(
+        rig.shell("ls /dev/neap* 2>/dev/null | wc -l")?.trim() == "0",
+        "expected: no device is left; one is"
+    );
     rig.write("/sys/bus/pci/drivers/neap/bind", &name)?;
     rig.until("the driver attaches", PATIENCE, |rig| rig.ipus[0].sessions > sessions)?;
     rig.until("the scheduler is attached anew", PATIENCE, |rig| rig.attached() > attached)?;

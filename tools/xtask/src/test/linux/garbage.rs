@@ -27,7 +27,11 @@ const SEED: u64 = 0x6e65_6170_6761_7262;
 const TIME: Duration = Duration::from_secs(4);
 
 /// Has `scribble` write what it likes while work goes on; then all is well again.
-fn survives(rig: &mut Rig, mute: bool, mut scribble: impl FnMut(&mut Rig, &mut ChaCha8Rng) -> Result<()>) -> Result<()> {
+fn survives(
+    rig: &mut Rig,
+    mute: bool,
+    mut scribble: impl FnMut(&mut Rig, &mut ChaCha8Rng) -> Result<()>,
+) -> Result<()> {
     let workers = work(rig)?;
     decided(rig, &workers)?;
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
@@ -108,7 +112,8 @@ fn control(rig: &mut Rig) -> Result<()> {
 /// Writes bytes of the window.
 fn put(rig: &Rig, at: usize, bytes: &[u8]) -> Result<()> {
     let mapping = rig.ipus[0].window().map()?;
-    let region = mapping.claim().region(at as u64, bytes.len() as u64).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let region =
+        mapping.claim().region(at as u64, bytes.len() as u64).map_err(|error| anyhow::anyhow!("{error}"))?;
     let to = region.slice::<AtomicU8>().map_err(|error| anyhow::anyhow!("{error}"))?;
     for (to, from) in to.iter().zip(bytes) {
         to.store(*from, Ordering::Relaxed);
@@ -149,10 +154,10 @@ fn window(rig: &mut Rig) -> Result<()> {
     survives(rig, true, |rig, random| {
         turn += 1;
         // What makes a window of it stays half of the time: then the rest is looked at.
-        let from = if turn % 2 == 0 { HELLO_BYTES } else { 0 };
+        let from = if turn.is_multiple_of(2) { HELLO_BYTES } else { 0 };
         let mut bytes = vec![0; 1 << 20];
         random.fill_bytes(&mut bytes);
-        if turn % 3 == 0 {
+        if turn.is_multiple_of(3) {
             // Each line whole, under the tag of some lap.
             for line in bytes.chunks_exact_mut(64) {
                 let tag = Tag::of_lap(random.random_range(0..300u32)).byte();

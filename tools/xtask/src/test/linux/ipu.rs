@@ -229,11 +229,6 @@ impl Ipu {
         self.agent.as_ref().map_or(0, |agent| agent.host.cpus)
     }
 
-    /// Lines that the agent has taken.
-    pub(super) fn taken(&self) -> u32 {
-        self.agent.as_ref().map_or(0, |agent| agent.taken)
-    }
-
     /// One turn of everything that the IPU does. Without news it rests for a moment.
     pub(super) fn turn(&mut self) -> Result<()> {
         let Some(peer) = &self.peer else { return Ok(()) };
@@ -366,8 +361,9 @@ impl Ipu {
         if self.after == After::Deaf {
             return Ok(());
         }
-        let ends = !matches!(line.command, Manage::None | Manage::Load | Manage::Audit | Manage::Unload)
-            && !(line.incarnation != 0 && came_after(self.incarnation, line.incarnation));
+        let of_another = line.incarnation != 0 && came_after(self.incarnation, line.incarnation);
+        let ends = !of_another
+            && !matches!(line.command, Manage::None | Manage::Load | Manage::Audit | Manage::Unload);
         if ends {
             let state = if self.after == After::GiveUp { AgentState::GivenUp } else { AgentState::Dead };
             self.end(state)?;
@@ -515,14 +511,6 @@ impl Ipu {
         // A host that has gone away hears nothing.
         let _ = self.peer()?.ring(host, cpu);
         Ok(())
-    }
-
-    /// Asks for a resync.
-    pub(super) fn resync(&mut self) -> Result<()> {
-        if let Some(agent) = &mut self.agent {
-            agent.resyncs += 1;
-        }
-        self.report_running(false)
     }
 }
 

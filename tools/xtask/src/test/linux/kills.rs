@@ -12,8 +12,16 @@ use super::outcomes::{A, signal, steadily};
 use super::rig::Rig;
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "killed_pending", about: "a task is killed while a decision on it lies ready", run: killed_pending },
-    Case { name: "killed_parked", about: "a task is killed while it waits for a decision", run: killed_parked },
+    Case {
+        name: "killed_pending",
+        about: "a task is killed while a decision on it lies ready",
+        run: killed_pending,
+    },
+    Case {
+        name: "killed_parked",
+        about: "a task is killed while it waits for a decision",
+        run: killed_parked,
+    },
     Case { name: "hits", about: "what lies ready costs one line and no uncached read", run: hits },
 ];
 
@@ -87,7 +95,10 @@ fn hits(rig: &mut Rig) -> Result<()> {
             "expected: a line and no read for each hit; {hits} hits cost {writes} lines and {reads} reads"
         );
         let rings = more.of("rings")?;
-        ensure!((rings > 0) == sleeps, "expected: an agent is rung if it sleeps ({sleeps}); it was {rings} times");
+        ensure!(
+            (rings > 0) == sleeps,
+            "expected: an agent is rung if it sleeps ({sleeps}); it was {rings} times"
+        );
         rig.ipus[0].conduct = Conduct::Good { prestages: false };
     }
     Ok(())

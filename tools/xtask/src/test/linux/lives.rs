@@ -15,7 +15,11 @@ use super::rig::{PATIENCE, Rig, Worker};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "no_agent", about: "an agent ends while its decision lies ready", run: no_agent },
-    Case { name: "unsupported_version", about: "an agent says more than its version has", run: unsupported_version },
+    Case {
+        name: "unsupported_version",
+        about: "an agent says more than its version has",
+        run: unsupported_version,
+    },
     Case { name: "storm", about: "decisions of all kinds among tasks that do what they like", run: storm },
 ];
 
@@ -117,7 +121,10 @@ fn befalls(random: &mut ChaCha8Rng, worker: Worker) -> Order {
             let cpus = (0..4u16).filter(|_| random.random_range(0..2u32) == 0).collect();
             Order::Allow(worker.number, cpus)
         }
-        1 => Order::Signal(worker.number, if random.random_range(0..2u32) == 0 { signal::STOP } else { signal::CONT }),
+        1 => Order::Signal(
+            worker.number,
+            if random.random_range(0..2u32) == 0 { signal::STOP } else { signal::CONT },
+        ),
         _ => Order::Tell(worker.number, words[random.random_range(0..words.len())]),
     }
 }
@@ -164,13 +171,16 @@ fn storm(rig: &mut Rig) -> Result<()> {
         rig.order(Order::Tell(worker.number, Word::Nap))?;
     }
     let more = rig.counters(0)?.since(&before);
-    let kinds = Outcome::ALL.into_iter().filter(|&outcome| more.of_outcome(outcome).is_ok_and(|count| count > 0));
+    let kinds =
+        Outcome::ALL.into_iter().filter(|&outcome| more.of_outcome(outcome).is_ok_and(|count| count > 0));
     let kinds: Vec<&str> = kinds.map(Outcome::name).collect();
     ensure!(kinds.len() >= 8, "expected: verdicts of many kinds; there are {kinds:?}");
     let all: Vec<usize> = workers.iter().map(|worker| worker.number).collect();
     rig.until_work(&all, 10).with_context(|| format!("after a storm of seed {SEED:#x}"))?;
     rig.end_workers()?;
-    rig.until("the CPUs are told to be idle", PATIENCE, |rig| rig.ipus[0].view.cpus.iter().all(|cpu| cpu.task.is_none()))?;
+    rig.until("the CPUs are told to be idle", PATIENCE, |rig| {
+        rig.ipus[0].view.cpus.iter().all(|cpu| cpu.task.is_none())
+    })?;
     rig.ipus[0].view.lenient = false;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Stage `linux`: a real Linux guest with the driver, and in the IPU's place a peer that follows a script, so that every
-//! race comes when it is due. On Debian's own kernel, and on one that looks for mistakes.
+//! race comes when it is due. On Debian's own kernel, or on one that looks for mistakes.
 //!
 //! 1. Each case says what was expected, what came, what the agent knew, and the last lines of the kernel's log.
 //! 2. After each, the verdicts that the driver has counted are those that the agent was told, one by one; no task is left
@@ -20,7 +20,6 @@ mod rig;
 mod view;
 
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -102,7 +101,7 @@ pub(super) fn run() -> Result<Verdict> {
 
 /// Builds what does in the guest what it is told.
 fn puppet() -> Result<PathBuf> {
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     command.current_dir(paths::root());
     command.args(["build", "--release", "--package", "neap-puppet", "--bin", "puppet"]);
     let mut step = Step::start("building the guest's puppet");

@@ -320,8 +320,10 @@ impl View {
         let Some(entry) = self.cpu(cpu) else { return };
         let staged = entry.staged.iter().find(|staged| staged.id == id).copied();
         // What lay there before is never taken.
-        let (later, done): (Vec<_>, Vec<_>) =
-            entry.staged.drain(..).partition(|staged| staged.id != id && staged.id.wrapping_sub(id) < u32::MAX / 2);
+        let (later, done): (Vec<_>, Vec<_>) = entry
+            .staged
+            .drain(..)
+            .partition(|staged| staged.id != id && staged.id.wrapping_sub(id) < u32::MAX / 2);
         entry.staged = later;
         for task in self.tasks.values_mut() {
             let void = |staged: &Staged| staged.id != id && task.choice == Some((cpu, staged.id));
