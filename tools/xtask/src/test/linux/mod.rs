@@ -17,6 +17,7 @@ mod kills;
 mod lives;
 mod outcomes;
 mod rig;
+mod sights;
 mod view;
 
 use std::path::PathBuf;
@@ -55,19 +56,19 @@ const GROUPS: &[Group] = &[
         machine: Machine { cpus: 4, functions: &[4], words: &[] },
         // Nobody is late, and nobody makes room, where that is not what is tried.
         prepare: |rig| prepare(rig, "watchdog_ms=600000 turn_ms=600000"),
-        cases: &[outcomes::CASES, kills::CASES, lives::CASES],
+        cases: &[outcomes::CASES, kills::CASES, lives::CASES, sights::QUIET],
     },
     Group {
         name: "falls",
         machine: Machine { cpus: 4, functions: &[4], words: &[] },
         prepare: |rig| prepare(rig, falls::PARAMETERS),
-        cases: &[falls::CASES, garbage::CASES],
+        cases: &[falls::CASES, sights::LOUD, garbage::CASES],
     },
     Group {
         name: "two functions",
-        machine: Machine { cpus: 4, functions: &[4, 4], words: &[] },
+        machine: Machine { cpus: 4, functions: &[4, 4], words: &["nohz_full=3"] },
         prepare: |rig| prepare(rig, enclaves::PARAMETERS),
-        cases: &[enclaves::CASES],
+        cases: &[sights::TICKLESS, enclaves::CASES],
     },
 ];
 
