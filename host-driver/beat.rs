@@ -633,11 +633,8 @@ impl Function {
             self.kick_all(host);
         }
         let long = now.saturating_sub(watch.fell_ns) >= u64::from(watch.kernel_after_ms) * 1_000_000;
-        if enclave.level() == Level::Host
-            && watch.fell_ns != 0
-            && long
-            && host.attached.load(Ordering::Acquire)
-        {
+        let there = host.attached.load(Ordering::Acquire) && !self.others_decide(host);
+        if enclave.level() == Level::Host && watch.fell_ns != 0 && long && there {
             enclave.set_level(Level::Kernel);
             self.say_left(watch.fault);
             let cause = watch.fault.map_or(0, |fault| fault as u32).max(1);
@@ -648,6 +645,12 @@ impl Function {
         {
             self.kick_all(host);
         }
+    }
+
+    /// Whether another enclave has an agent that decides: the class, of which there is one, is left when none has.
+    fn others_decide(&self, host: &Host) -> bool {
+        let mut others = (0..neap_mechanism::ENCLAVES_MAX as u8).filter(|&number| number != self.number);
+        others.any(|number| host.mechanism.enclave(number).is_some_and(|enclave| enclave.level() == Level::Ipu))
     }
 
     /// Says why the class is left: the kernel itself says only that it was.
@@ -757,7 +760,9 @@ impl Function {
             watch.fault = Some(Fault::LinkDown);
         }
         enclave.set_level(Level::Kernel);
-        if host.attached.load(Ordering::Acquire) {
+        if self.others_decide(host) {
+            pr_warn!("neap{}: {}: the host's own rule decides\n", self.name(), Fault::LinkDown.name());
+        } else if host.attached.load(Ordering::Acquire) {
             self.say_left(Some(Fault::LinkDown));
             host.cause.store(Fault::LinkDown as u32, Ordering::Release);
         }

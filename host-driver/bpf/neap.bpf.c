@@ -193,7 +193,7 @@ static bool carry_out(s32 cpu, struct task_struct *prev)
 			continue;
 		}
 		if (member.cpu < 0) {
-			scx_bpf_dsq_insert___v2___k(p, HOST_DSQ, SCX_SLICE_DFL, 0);
+			queue(p, 0);
 		} else {
 			scx_bpf_dsq_insert___v2___k(p, member.cpu == cpu ? SCX_DSQ_LOCAL : SCX_DSQ_LOCAL_ON | member.cpu,
 						    member.slice_ns, 0);

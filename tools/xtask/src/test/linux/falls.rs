@@ -318,6 +318,7 @@ fn unload(rig: &mut Rig) -> Result<()> {
     }
     rig.until_work(&workers, ROUNDS)?;
     let sessions = rig.ipus[0].sessions;
+    rig.ipus[0].view.forget_stamps();
     rig.load(PARAMETERS)?;
     rig.until("the driver attaches", PATIENCE, |rig| rig.ipus[0].sessions > sessions)?;
     rig.attach()?;

@@ -6,8 +6,8 @@
 //!    over; the kernel has complained of nothing.
 //! 3. Cases that share a machine share its boot, but no task.
 //!
-//! A plain run takes Debian's own kernel and the cases of one txn each. `NEAP_LINUX=stock` takes all cases, `NEAP_LINUX=stock:task`
-//! those with `task` in their name, and `NEAP_LINUX=debug` the kernel that looks for mistakes, which takes minutes to build.
+//! `NEAP_LINUX=stock:task` runs the cases with `task` in their name, on the stock kernel alone; `NEAP_LINUX=:falls/` those of
+//! a group, on both.
 
 mod enclaves;
 mod falls;
@@ -17,6 +17,7 @@ mod kills;
 mod lives;
 mod outcomes;
 mod rig;
+mod sights;
 mod view;
 
 use std::path::PathBuf;
@@ -55,19 +56,19 @@ const GROUPS: &[Group] = &[
         machine: Machine { cpus: 4, functions: &[4], words: &[] },
         // Nobody is late, and nobody makes room, where that is not what is tried.
         prepare: |rig| prepare(rig, "watchdog_ms=600000 turn_ms=600000"),
-        cases: &[outcomes::CASES, kills::CASES, lives::CASES],
+        cases: &[outcomes::CASES, kills::CASES, lives::CASES, sights::QUIET],
     },
     Group {
         name: "falls",
         machine: Machine { cpus: 4, functions: &[4], words: &[] },
         prepare: |rig| prepare(rig, falls::PARAMETERS),
-        cases: &[falls::CASES, garbage::CASES],
+        cases: &[falls::CASES, sights::LOUD, garbage::CASES],
     },
     Group {
         name: "two functions",
-        machine: Machine { cpus: 4, functions: &[4, 4], words: &[] },
+        machine: Machine { cpus: 4, functions: &[4, 4], words: &["nohz_full=3"] },
         prepare: |rig| prepare(rig, enclaves::PARAMETERS),
-        cases: &[enclaves::CASES],
+        cases: &[sights::TICKLESS, enclaves::CASES],
     },
 ];
 
@@ -75,8 +76,7 @@ const GROUPS: &[Group] = &[
 const SETTLE: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> Result<Verdict> {
-    let asked = std::env::var("NEAP_LINUX").ok();
-    let only = asked.clone().unwrap_or_else(|| Flavour::Stock.name().to_owned());
+    let only = std::env::var("NEAP_LINUX").unwrap_or_default();
     let (kernel, name) = only.split_once(':').unwrap_or((&only, ""));
     let puppet = puppet()?;
     let mut verdict = Verdict::default();
@@ -87,9 +87,8 @@ pub(super) fn run() -> Result<Verdict> {
         let mut times = Times::default();
         let kit = Kit::ready(flavour, &mut times)?;
         for group in GROUPS {
-            let all = group.cases.iter().copied().flatten().filter(|case| case.name.contains(name));
-            let plain = |case: &&Case| outcomes::CASES.iter().any(|one| one.name == case.name);
-            let chosen: Vec<&Case> = all.filter(|case| asked.is_some() || plain(case)).collect();
+            let chosen: Vec<&Case> =
+                group.cases.iter().copied().flatten().filter(|case| format!("{}/{}", group.name, case.name).contains(name)).collect();
             if !chosen.is_empty() {
                 tried(&mut verdict, flavour, &kit, &puppet, group, &chosen)?;
             }

@@ -41,7 +41,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 /// Has a decision lie in the slot of `cpu`, which a runner holds; then does `meanwhile`, and has the CPU look: the verdict.
-fn pending(
+pub(super) fn pending(
     rig: &mut Rig,
     cpu: u16,
     txn: Txn,

@@ -307,6 +307,18 @@ impl Rig {
         self.until("the scheduler is attached", 4 * PATIENCE, |rig| rig.attached() > before)
     }
 
+    /// Waits until a program that was started so has ended: how.
+    pub(super) fn until_over(&mut self, name: &str, patience: Duration) -> Result<i32> {
+        let since = Instant::now();
+        loop {
+            match self.order(Order::Ended(name.to_owned()))? {
+                Answer::Ended(Some(status)) => return Ok(status),
+                _ => ensure!(since.elapsed() < patience, "expected: {name} ends; it works on"),
+            }
+            self.go_on(Duration::from_millis(20))?;
+        }
+    }
+
     /// How often the loader has attached.
     pub(super) fn attached(&self) -> usize {
         self.heard.iter().filter(|(from, line)| from == LOADER && line == "attached").count()

@@ -104,6 +104,11 @@ impl View {
         self.resyncs = 0;
     }
 
+    /// The driver was loaded anew: its stamps begin again.
+    pub(super) fn forget_stamps(&mut self) {
+        self.stamps.clear();
+    }
+
     fn cpu(&mut self, cpu: u16) -> Option<&mut Cpu> {
         self.cpus.get_mut(usize::from(cpu))
     }
