@@ -1,8 +1,6 @@
 //! The host's end of one function's lines: the ring that it writes, the slots that it reads. All that stands in them is the
 //! IPU's allegation.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-
 use neap_abi::line::Payload;
 use neap_abi::{AgentControl, Message, Txn};
 use neap_queue::{Full, Line, RingError, SharedProducer};
@@ -11,6 +9,8 @@ use crate::Platform;
 use crate::counters::Count;
 use crate::cpu::Cpu;
 use crate::enclave::Enclave;
+use crate::sync::figures;
+use crate::sync::{AtomicBool, Ordering, fence};
 
 /// The lines of one function, mapped as its hello page says.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Wire<'w, P> {
     /// The agent sleeps when idle: it has to be rung.
     sleeps: bool,
     /// Where it is rung: peer << 16 | vector.
-    bell: AtomicU32,
+    bell: figures::AtomicU32,
     poisoned: AtomicBool,
     /// What the hardware does.
     pub platform: P,
@@ -66,7 +66,7 @@ impl<'w, P: Platform> Wire<'w, P> {
             agent_line,
             lines: messages.len() as u32,
             sleeps,
-            bell: AtomicU32::new(0),
+            bell: figures::AtomicU32::new(0),
             poisoned: AtomicBool::new(false),
             platform,
         })
