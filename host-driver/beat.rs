@@ -605,6 +605,7 @@ impl Function {
         let long = now.saturating_sub(watch.fell_ns) >= u64::from(watch.kernel_after_ms) * 1_000_000;
         if enclave.level() == Level::Host && watch.fell_ns != 0 && long && host.attached.load(Ordering::Acquire) {
             enclave.set_level(Level::Kernel);
+            self.say_left(watch.fault);
             let cause = watch.fault.map_or(0, |fault| fault as u32).max(1);
             host.cause.store(cause, Ordering::Release);
             self.kick_all(host);
@@ -612,6 +613,12 @@ impl Function {
         if enclave.level() == Level::Kernel && host.attached.load(Ordering::Acquire) && watch.beats % 64 == 0 {
             self.kick_all(host);
         }
+    }
+
+    /// Says why the class is left: the kernel itself says only that it was.
+    fn say_left(&self, fault: Option<Fault>) {
+        let why = fault.map_or("no agent", Fault::name);
+        pr_warn!("neap{}: {}: tasks go back to the kernel's class\n", self.name(), why);
     }
 
     /// Back to the IPU, as soon as an agent runs there that is not the one that failed.
@@ -712,6 +719,7 @@ impl Function {
         }
         enclave.set_level(Level::Kernel);
         if host.attached.load(Ordering::Acquire) {
+            self.say_left(Some(Fault::LinkDown));
             host.cause.store(Fault::LinkDown as u32, Ordering::Release);
         }
         self.kick_all(host);

@@ -107,6 +107,10 @@ kernel::pci_device_table!(
 const NAMES: [&CStr; ENCLAVES_MAX] =
     [c"neap0", c"neap1", c"neap2", c"neap3", c"neap4", c"neap5", c"neap6", c"neap7"];
 
+extern "C" {
+    fn neap_has_cpu(function: u32, cpu: u32) -> bool;
+}
+
 /// Finds a free number and keeps the function under it.
 fn enrol(function: impl FnOnce(u8) -> Result<Arc<Function>>) -> Result<Arc<Function>> {
     let mut functions = FUNCTIONS.lock();
@@ -176,7 +180,10 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
     }
     if let Some(host) = host() {
         for cpu in 0..count as u16 {
-            host.mechanism.give_cpu(cpu, function.number);
+            // SAFETY: The parameter is a string that ends with a zero and does not change; this may sleep.
+            if unsafe { neap_has_cpu(function.number.into(), cpu.into()) } {
+                host.mechanism.give_cpu(cpu, function.number);
+            }
         }
     }
     bound.debug = Some(debug::Files::new(&function)?);

@@ -4,6 +4,8 @@
  * may not kick CPUs of the extensible class themselves, tracepoints, a string parameter, and two threads' worth of kernel
  * services that have no Rust abstraction. Each kfunc hands over at once: the work is done in Rust.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/bpf.h>
 #include <linux/btf.h>
 #include <linux/btf_ids.h>
@@ -24,6 +26,57 @@
 static char policy[16] = "fifo";
 module_param_string(policy, policy, sizeof(policy), 0444);
 MODULE_PARM_DESC(policy, "Policy that is asked for when a function attaches (default: fifo)");
+
+static char cpus[256];
+module_param_string(cpus, cpus, sizeof(cpus), 0444);
+MODULE_PARM_DESC(cpus, "CPUs of each function, lists separated by slashes, as 0-3/4-7 (default: the first function has all)");
+
+/* The function's list among them, in @mask; false if there is none, or it is no list. */
+static bool list_of(u32 function, struct cpumask *mask, int *ret)
+{
+	char copy[sizeof(cpus)], *rest = copy, *list = NULL;
+	u32 at;
+
+	strscpy(copy, cpus, sizeof(copy));
+	for (at = 0; at <= function; at++)
+		list = strsep(&rest, "/");
+	if (!list)
+		return false;
+	*ret = cpulist_parse(list, mask);
+	return !*ret;
+}
+
+bool neap_has_cpu(u32 function, u32 cpu)
+{
+	cpumask_var_t mask;
+	bool has = false;
+	int ret;
+
+	if (!cpus[0])
+		return true;
+	if (!zalloc_cpumask_var(&mask, GFP_KERNEL))
+		return false;
+	if (list_of(function, mask, &ret))
+		has = cpumask_test_cpu(cpu, mask);
+	free_cpumask_var(mask);
+	return has;
+}
+
+static int check_cpus(void)
+{
+	cpumask_var_t mask;
+	int ret = 0;
+	u32 function;
+
+	if (!zalloc_cpumask_var(&mask, GFP_KERNEL))
+		return -ENOMEM;
+	for (function = 0; cpus[0] && list_of(function, mask, &ret); function++)
+		;
+	free_cpumask_var(mask);
+	if (ret)
+		pr_err("cpus=%s: list %u is no list of CPUs; write it as 0-3/4-7\n", cpus, function);
+	return ret;
+}
 
 const char *neap_policy(void)
 {
@@ -254,9 +307,10 @@ static int beat(void *unused)
 
 int neap_shim_init(void)
 {
-	int ret;
+	int ret = check_cpus();
 
-	ret = register_btf_kfunc_id_set(BPF_PROG_TYPE_STRUCT_OPS, &neap_kfunc_set);
+	if (!ret)
+		ret = register_btf_kfunc_id_set(BPF_PROG_TYPE_STRUCT_OPS, &neap_kfunc_set);
 	if (!ret)
 		ret = register_btf_kfunc_id_set(BPF_PROG_TYPE_TRACING, &neap_kfunc_set);
 	if (ret)

@@ -58,6 +58,7 @@ void neap_kick_hook(s32 cpu, u32 preempt);
 int neap_stop_machine(void *arg);
 void neap_sort_arrivals(void *arrivals, size_t count);
 const char *neap_policy(void);
+bool neap_has_cpu(u32 function, u32 cpu);
 bool neap_cpu_online(u32 cpu);
 pgprot_t neap_pgprot_noncached(pgprot_t protection);
 void neap_migrate_disable(void);

@@ -12,9 +12,14 @@ use crate::report::{HostKind, Parameters};
 use crate::scx::ScxCommand;
 use crate::worker::{AgentOrder, Order};
 
+/// How we are called: by cargo in a checkout, by ourselves where a package has put us.
+fn called() -> &'static str {
+    if std::env::var_os("CARGO").is_some() { "cargo neap" } else { "neap" }
+}
+
 /// Run scheduling policies as agents on the cores of an IPU.
 #[derive(Debug, Parser)]
-#[command(name = "neap", bin_name = "cargo neap", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "neap", bin_name = called(), version, propagate_version = true, max_term_width = 100)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]

@@ -37,6 +37,8 @@ enum Command {
         #[arg(long)]
         stock_only: bool,
     },
+    /// Make a Debian package of the host driver, for machines with a card; prints its file's name.
+    Package,
     /// Boot an ELF on the virtual IPU: cargo's runner for the card.
     QemuRun {
         /// The firmware.
@@ -70,6 +72,14 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Linux { stock_only } => {
             let flavours = [Flavour::Stock, Flavour::Debug];
             xtask::linux::smoke(&flavours[..if stock_only { 1 } else { 2 }])?;
+        }
+        Command::Package => {
+            let deb = xtask::linux::package::build()?.deb;
+            println!("{}", deb.display());
+            eprintln!(
+                "neap: install it with `sudo apt install {}`, undo that with `sudo apt purge neap`",
+                deb.display()
+            );
         }
         Command::QemuRun { elf, words } => {
             let status = xtask::qemu_run::run(&elf, &words)?;

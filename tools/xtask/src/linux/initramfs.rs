@@ -20,7 +20,7 @@ use crate::setup::{self, lock};
 /// The first program, which makes the usual mounts and hands over to `neap guest`.
 const INIT: &str = include_str!("init.sh");
 /// Cargo features of the `neap` that goes into a guest.
-const FEATURES: &str = "linux";
+pub(super) const FEATURES: &str = "linux";
 /// Directories that must be there for a file or a mount to lie in.
 const DIRECTORIES: [&str; 13] =
     ["bin", "dev", "etc", "lib", "lib/neap", "lib64", "proc", "root", "run", "sys", "tmp", "usr", "usr/lib"];
@@ -158,7 +158,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Builds the `neap` that goes into a guest.
-fn neap() -> Result<PathBuf> {
+pub(super) fn neap() -> Result<PathBuf> {
     setup::libelf()?;
     let mut command = Command::new(cargo());
     command.current_dir(paths::root()).args(["build", "--release", "--package", "neap", "--bin", "neap"]);

@@ -150,6 +150,9 @@ impl Build<'_> {
         self.config.built_with(self.release, &rustc.out)?;
         let what = format!("making the Rust metadata of Debian's kernel {}", self.release);
         self.run(part, &[METADATA, TYPES], &what)?;
+        // Kconfig switches off in silence what the root's tools can't build.
+        let made = made(part, ".config")?;
+        Config::parse(&made).suits(self.release).context("as it is configured with what the root has")?;
         self.check_release(part)
     }
 
@@ -158,8 +161,7 @@ impl Build<'_> {
         let file = part.join("debug.config");
         fs::write(&file, fragment).with_context(|| format!("{} can't be written", file.display()))?;
         self.run(part, &[WHOLE], "configuring the kernel that looks for mistakes")?;
-        let file = part.join("build/.config");
-        let made = fs::read_to_string(&file).with_context(|| format!("{} can't be read", file.display()))?;
+        let made = made(part, ".config")?;
         let lacks = Config::parse(&made).lacks(fragment);
         ensure!(
             lacks.is_empty(),
@@ -188,8 +190,7 @@ impl Build<'_> {
 
     /// A source of another release than the headers' makes modules that the kernel refuses.
     fn check_release(&self, part: &Path) -> Result<()> {
-        let file = part.join("build/include/config/kernel.release");
-        let made = fs::read_to_string(&file).with_context(|| format!("{} can't be read", file.display()))?;
+        let made = made(part, "include/config/kernel.release")?;
         ensure!(
             made.trim() == self.release,
             "the package linux-source makes a kernel {}, and linux-headers-amd64 is of {}: one of the two was updated \
@@ -199,4 +200,10 @@ impl Build<'_> {
         );
         Ok(())
     }
+}
+
+/// A file of what was built.
+fn made(part: &Path, file: &str) -> Result<String> {
+    let file = part.join("build").join(file);
+    fs::read_to_string(&file).with_context(|| format!("{} can't be read", file.display()))
 }

@@ -11,6 +11,7 @@ mod guest;
 mod initramfs;
 mod kernel;
 mod module;
+pub mod package;
 mod qmp;
 mod root;
 mod smoke;

@@ -46,7 +46,7 @@ pub fn lint(root: &Root, kernel: &Kernel) -> Result<()> {
     let main = paths::root().join("host-driver/main.rs");
     let mut rustfmt = Command::new("rustfmt");
     // The edition is the kernel's, the rest this workspace's.
-    rustfmt.current_dir(paths::root()).args(["--check", "--edition", "2021"]).arg(&main);
+    rustfmt.current_dir(paths::root()).args(["--check", "--color=never", "--edition", "2021"]).arg(&main);
     let done = process::run(&mut rustfmt, Limits::total(60), &mut ())?;
     if !done.ok() {
         bail!("rustfmt has another form for the host driver than it is in:\n{}", done.tail(100));

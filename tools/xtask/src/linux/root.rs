@@ -16,8 +16,8 @@ use crate::setup::{self, apt};
 
 /// The suite whose rustc is the one that its backports' kernel was built with.
 const SUITE: &str = "trixie";
-/// What is installed from the suite: the QEMU that guests run on, what `make` of a kernel with Rust and BTF calls, clang for the BPF object, and what
-/// goes into a guest. The C compiler comes with the kernel's headers, which want the one that the kernel was built with.
+/// What is installed from the suite: the QEMU that guests run on, what `make` of a kernel with Rust and BTF calls, clang for
+/// the BPF object, and what goes into a guest. The C compiler comes with the kernel's headers, which want the one that the kernel was built with.
 const PACKAGES: [&str; 24] = [
     "bc",
     "bindgen",
@@ -52,7 +52,7 @@ const EXCLUDED: [&str; 6] = [
     "/usr/share/locale/*",
     "/usr/share/man/*",
     "/usr/src/rustc-*/compiler/*",
-    "/usr/src/rustc-*/src/*",
+    "/usr/src/rustc-*/src/tools/*",
     "/usr/src/rustc-*/tests/*",
 ];
 /// What is done in the new root after that. The kernel's image is no dependency of its headers. Of the source, what is

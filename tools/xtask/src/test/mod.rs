@@ -8,6 +8,7 @@
 mod attacks;
 mod cases;
 mod docs;
+mod package;
 mod qemu;
 mod sessions;
 mod stages;
@@ -90,7 +91,7 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 14] = [
+const STAGES: [Stage; 15] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
@@ -116,6 +117,11 @@ const STAGES: [Stage; 14] = [
         run: stages::lives,
     },
     Stage { name: "run", about: "neap run, on the virtual IPU and on the host", run: stages::run },
+    Stage {
+        name: "package",
+        about: "the Debian package of the Linux driver, installed and purged",
+        run: package::run,
+    },
     Stage { name: "docs", about: "commands and links of the documents", run: docs::run },
 ];
 
