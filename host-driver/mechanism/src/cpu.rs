@@ -9,7 +9,7 @@ use neap_abi::{Message, Outcome, TaskFlags};
 
 use crate::counters::Counters;
 use crate::sync::figures;
-use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, in_order};
 
 /// What a CPU executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,8 @@ pub(crate) struct Place {
     pub(crate) number: AtomicU32,
     /// The txn.
     pub(crate) txn: Words,
+    /// Its task's word when it was taken: the place that the kernel records is for a task as it was then.
+    pub(crate) word: AtomicU64,
 }
 
 /// A host CPU.
@@ -124,6 +126,8 @@ pub struct Cpu {
     pub(crate) batch: [Place; MEMBERS_MAX],
     /// How many places of the batch count.
     pub(crate) batched: AtomicU32,
+    /// Nobody has settled the batch yet.
+    pub(crate) unsettled: AtomicBool,
     /// The batch is of tasks to be queued by the host.
     pub(crate) rescues: AtomicBool,
     /// The batch is of a group of which a member has gone its own way.
@@ -176,6 +180,7 @@ impl Default for Cpu {
             joined_ns: figures::AtomicU64::new(0),
             batch: Default::default(),
             batched: AtomicU32::new(0),
+            unsettled: AtomicBool::new(false),
             rescues: AtomicBool::new(false),
             short: AtomicBool::new(false),
             barred: AtomicU32::new(0),
@@ -264,6 +269,7 @@ impl Cpu {
                 return TaskFlags(0);
             }
             self.told_idle.store(true, Ordering::SeqCst);
+            in_order();
             if self.task() == TASK_NONE {
                 return TaskFlags::CPU_IDLE;
             }
@@ -274,10 +280,7 @@ impl Cpu {
 
     /// Whether it has nothing to run and the agent has not been told.
     pub(crate) fn is_untold(&self) -> bool {
-        self.task() == TASK_NONE
-            && self.is_idle()
-            && !self.told_idle.load(Ordering::SeqCst)
-            && self.is_open()
+        self.task() == TASK_NONE && self.is_idle() && !self.told_idle.load(Ordering::SeqCst) && self.is_open()
     }
 
     /// Keeps a verdict for the CPU's next line; the one that waited, if one did.

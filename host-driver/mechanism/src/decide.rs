@@ -8,12 +8,12 @@ use neap_abi::message::TASK_NONE;
 use neap_abi::{Operation, Outcome, Txn, TxnFlags};
 
 use crate::counters::Count;
-use crate::cpu::{Cpu, Look, MEMBERS_MAX};
+use crate::cpu::{Cpu, Look, MEMBERS_MAX, Place};
 use crate::enclave::{Enclave, Level, Standing};
 use crate::events::{Mechanism, Wires};
 use crate::group::Joined;
 use crate::judge::is_of_another_agent;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, in_order};
 use crate::task::{Phase, Task, Word};
 
 /// What the kernel is to do about a look at a slot.
@@ -44,6 +44,8 @@ pub struct Member {
     pub preempts: bool,
     /// No tick while it runs.
     pub tickless: bool,
+    /// The task runs there already, and goes on for its new slice.
+    pub keeps: bool,
     /// The CPU is to be left idle: there is no task.
     pub idles: bool,
 }
@@ -65,13 +67,8 @@ struct Decision {
 }
 
 impl Decision {
-    const NONE: Self = Self {
-        cpu: 0,
-        txn: Txn::withdraw(0),
-        rests_on: None,
-        held: TASK_NONE,
-        outcome: Outcome::Committed,
-    };
+    const NONE: Self =
+        Self { cpu: 0, txn: Txn::withdraw(0), rests_on: None, held: TASK_NONE, outcome: Outcome::Committed };
 
     /// Whether it places a task, if it rests on `rests_on`.
     fn places_of(&self, rests_on: Option<(u32, Word)>) -> bool {
@@ -128,7 +125,12 @@ impl Mechanism<'_> {
         {
             return match self.join(wires, number, enclave, cpu, &offer) {
                 Joined::Waits => Taken::Nothing,
-                Joined::Complete(members) => Taken::Members(members),
+                Joined::Complete(members) if self.all_hold(number, enclave, entry) => Taken::Members(members),
+                Joined::Complete(_) => {
+                    entry.short.store(true, Ordering::Relaxed);
+                    self.settle(wires, cpu);
+                    Taken::Nothing
+                }
                 Joined::Refused(outcome) => {
                     self.conclude(wires, number, enclave, cpu, txn, outcome);
                     Taken::Nothing
@@ -149,6 +151,7 @@ impl Mechanism<'_> {
                 let Some(place) = entry.batch.first() else { return Taken::Nothing };
                 place.txn.put(&offer.payload);
                 place.number.store(u32::from(cpu), Ordering::Relaxed);
+                place.word.store(word.to_bits(), Ordering::Relaxed);
                 self.begin_batch(entry, 1, false);
                 if word.phase == Phase::OnCpu {
                     // It runs here, so that this is an event of its own: it goes on, and has not yielded.
@@ -162,6 +165,22 @@ impl Mechanism<'_> {
                 Taken::Members(1)
             }
         }
+    }
+
+    /// Whether all members of what a CPU took would be committed now. Only then are they put in place, and are committed only on
+    /// what is found here: a stamp that comes to hold after the kernel has recorded a place, because it was guessed, would be of a
+    /// task that the place is not for.
+    fn all_hold(&self, number: u8, enclave: &Enclave, entry: &Cpu) -> bool {
+        let members = entry.batched.load(Ordering::Relaxed) as usize;
+        let holds = |place: &Place| {
+            let cpu = place.number.load(Ordering::Relaxed) as u16;
+            let judged = self.judge(number, enclave, cpu, &Txn::from_payload(&place.txn.get()));
+            if let Ok(Some((_, word))) = judged {
+                place.word.store(word.to_bits(), Ordering::Relaxed);
+            }
+            judged.is_ok()
+        };
+        !entry.short.load(Ordering::Relaxed) && entry.batch.iter().take(members).all(holds)
     }
 
     /// Whether a txn was decided on a state that a resync has since replaced: what it comes to then.
@@ -180,29 +199,30 @@ impl Mechanism<'_> {
     pub(crate) fn begin_batch(&self, entry: &Cpu, members: u32, short: bool) {
         entry.barred.store(0, Ordering::Relaxed);
         entry.short.store(short, Ordering::Relaxed);
+        entry.unsettled.store(true, Ordering::Relaxed);
         entry.batched.store(members, Ordering::Relaxed);
     }
 
     fn take_rescued(&self, entry: &Cpu) -> u32 {
-        let mut rescued = 0;
         if self.to_rescue().is_empty() {
-            return rescued;
+            return 0;
         }
-        for place in entry.batch.iter().take(RESCUED) {
+        let mut rescued = 0;
+        for (place, nth) in entry.batch.iter().zip(1..=RESCUED as u32) {
             let Some(number) = self.to_rescue().take(self.tasks()) else { break };
             place.number.store(number, Ordering::Relaxed);
             if let Some(task) = self.task(number) {
                 // From here on it can be put there again.
                 task.to_be_rescued.swap(false, Ordering::AcqRel);
             }
-            rescued += 1;
+            rescued = nth;
         }
         entry.batched.store(rescued, Ordering::Relaxed);
         rescued
     }
 
     /// Place `member` of what `cpu` carries out, if it is of `rescues`.
-    fn place(&self, cpu: u16, member: u32, rescues: bool) -> Option<&crate::cpu::Place> {
+    fn place(&self, cpu: u16, member: u32, rescues: bool) -> Option<&Place> {
         let entry = self.cpu(cpu)?;
         if entry.rescues.load(Ordering::Relaxed) != rescues || member >= entry.batched.load(Ordering::Relaxed)
         {
@@ -211,20 +231,23 @@ impl Mechanism<'_> {
         entry.batch.get(member as usize)
     }
 
-    /// A member of what `cpu` took.
+    /// A member of what `cpu` took, until it looks again.
     #[must_use]
     pub fn member(&self, cpu: u16, member: u32) -> Option<Member> {
         let place = self.place(cpu, member, false)?;
         let txn = Txn::from_payload(&place.txn.get());
+        let cpu = place.number.load(Ordering::Relaxed) as u16;
         let idles = txn.operation == Operation::Idle as u8;
-        let pid = self.task(txn.task).filter(|_| !idles).map_or(0, Task::pid);
+        let task = self.task(txn.task).filter(|_| !idles);
+        let runs = task.map(Task::word).is_some_and(|word| word.phase == Phase::OnCpu && word.cpu == cpu);
         Some(Member {
-            pid,
+            pid: task.map_or(0, Task::pid),
             task: txn.task,
-            cpu: place.number.load(Ordering::Relaxed) as u16,
+            cpu,
             slice_ns: txn.slice_ns,
             preempts: txn.flags.has(TxnFlags::PREEMPT),
             tickless: txn.flags.has(TxnFlags::TICKLESS),
+            keeps: runs && txn.flags.has(TxnFlags::ALLOW_ON_CPU),
             idles,
         })
     }
@@ -241,7 +264,8 @@ impl Mechanism<'_> {
     pub fn bar(&self, cpu: u16, member: u32, gone: bool) {
         if let Some(entry) = self.cpu(cpu) {
             if member < MEMBERS_MAX as u32 {
-                entry.barred.fetch_or(1 << (member + if gone { 0 } else { 16 }), Ordering::Relaxed);
+                let bit = 1u32.wrapping_shl(member);
+                entry.barred.fetch_or(if gone { bit } else { bit << 16 }, Ordering::Relaxed);
             }
         }
     }
@@ -255,7 +279,10 @@ impl Mechanism<'_> {
         if entry.rescues.load(Ordering::Relaxed) {
             return true;
         }
-        match entry.batched.swap(0, Ordering::Relaxed) {
+        if !entry.unsettled.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        match entry.batched.load(Ordering::Relaxed) {
             0 => false,
             // Most are alone: no room is made for others.
             1 => self.settle_all::<W, 1>(wires, number, enclave, cpu, 1),
@@ -274,10 +301,10 @@ impl Mechanism<'_> {
         let Some(entry) = self.cpu(cpu) else { return false };
         let mut decisions = [Decision::NONE; N];
         let decisions = decisions.get_mut(..members as usize).unwrap_or_default();
-        for ((member, place), decision) in (0u32..).zip(&entry.batch).zip(decisions.iter_mut()) {
+        for ((member, place), decision) in (0..members).zip(&entry.batch).zip(decisions.iter_mut()) {
             decision.cpu = place.number.load(Ordering::Relaxed) as u16;
             decision.txn = Txn::from_payload(&place.txn.get());
-            match self.weigh(number, enclave, (entry, cpu), member, decision) {
+            match self.weigh(number, enclave, (entry, cpu), (member, place), decision) {
                 Err(refused) => decision.outcome = refused,
                 Ok(rests_on) => decision.rests_on = rests_on,
             }
@@ -313,19 +340,23 @@ impl Mechanism<'_> {
         number: u8,
         enclave: &Enclave,
         (entry, cpu): (&Cpu, u16),
-        member: u32,
+        (member, place): (u32, &Place),
         decision: &Decision,
     ) -> Result<Option<(u32, Word)>, Outcome> {
         let rests_on = self.judge(number, enclave, decision.cpu, &decision.txn)?;
         if entry.short.load(Ordering::Relaxed) {
             return Err(Outcome::GroupFailed);
         }
+        let taken = Word::from_bits(place.word.load(Ordering::Relaxed));
+        if rests_on.is_some_and(|(_, word)| (word.phase, word.stamp) != (taken.phase, taken.stamp)) {
+            return Err(Outcome::TaskStale);
+        }
         let barred = entry.barred.load(Ordering::Relaxed);
         if decision.places_of(rests_on) {
             if barred.wrapping_shr(member) & 1 == 1 {
                 return Err(Outcome::TaskGone);
             }
-            if barred.wrapping_shr(member + 16) & 1 == 1 {
+            if (barred >> 16).wrapping_shr(member) & 1 == 1 {
                 return Err(Outcome::Affinity);
             }
             let target = self.cpu(decision.cpu).ok_or(Outcome::InvalidCpu)?;
@@ -402,6 +433,7 @@ impl Mechanism<'_> {
             return;
         }
         // Its task may have gone meanwhile, and have found the CPU another's.
+        in_order();
         if let Some(held) = self.task(decision.held) {
             let word = held.word();
             let has_it = word.cpu == decision.cpu && matches!(word.phase, Phase::OnCpu | Phase::Placed);
@@ -410,6 +442,19 @@ impl Mechanism<'_> {
             }
         }
         self.tell_if_idle(wires, number, decision.cpu, cpu);
+    }
+
+    /// For loom: what a group's commit does to a CPU, where another member turns out to have changed.
+    #[cfg(all(test, loom))]
+    pub(crate) fn claim_and_release<W: Wires>(&self, wires: &W, target: u16, task: u32) {
+        let Some(cpu) = self.cpu(target) else { return };
+        let held = cpu.task();
+        let word = self.task(task).map(Task::word);
+        let decision =
+            Decision { cpu: target, held, rests_on: word.map(|word| (task, word)), ..Decision::NONE };
+        if cpu.claim(held, task) {
+            self.release(wires, 0, &decision, task);
+        }
     }
 
     fn count_decision(&self, enclave: &Enclave, cpu: &Cpu) {

@@ -10,7 +10,7 @@ use crate::counters::Count;
 use crate::cpu::{Cpu, NOBODY, Runs};
 use crate::enclave::{Enclave, Level};
 use crate::judge::may_use;
-use crate::sync::{AtomicU64, Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence, in_order};
 use crate::task::{Phase, Stack, Task, Word};
 use crate::wire::Wire;
 use crate::{ENCLAVES_MAX, Platform};
@@ -91,9 +91,14 @@ impl<'m> Mechanism<'m> {
         self.cpus
     }
 
+    /// The host's CPUs, with their numbers. (Numbers without an end would be counted with a check for their overflow.)
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = (u16, &'m Cpu)> + use<'m> {
+        (0..self.cpus.len() as u16).zip(self.cpus)
+    }
+
     /// An enclave's CPUs, with their numbers.
-    pub fn cpus_of(&self, enclave: u8) -> impl Iterator<Item = (u16, &Cpu)> {
-        (0..).zip(self.cpus).filter(move |(_, cpu)| cpu.owner() == Some(enclave))
+    pub fn cpus_of(&self, enclave: u8) -> impl Iterator<Item = (u16, &'m Cpu)> + use<'m> {
+        self.numbered().filter(move |(_, cpu)| cpu.owner() == Some(enclave))
     }
 
     /// An enclave by its number.
@@ -220,6 +225,7 @@ impl<'m> Mechanism<'m> {
             return None;
         }
         let cpu = self.cpu(before.cpu)?;
+        in_order();
         cpu.vacate(number).then_some((before.cpu, cpu))
     }
 
@@ -281,8 +287,7 @@ impl<'m> Mechanism<'m> {
             let message = self.event(kind, cpu, number, after, flags);
             self.keep(wires, enclave, cpu, Message { time_ns: now, argument: ran_ns, ..message });
         } else {
-            let message =
-                self.event(kind, self.reporter(enclave, cpu), number, after, TaskFlags::RUNNABLE);
+            let message = self.event(kind, self.reporter(enclave, cpu), number, after, TaskFlags::RUNNABLE);
             self.tell(wires, enclave, Message { time_ns: now, ..message }, cpu);
             self.tell_if_vacant(wires, vacant);
         }
@@ -360,8 +365,7 @@ impl<'m> Mechanism<'m> {
     pub fn running<W: Wires>(&self, wires: &W, number: u32, cpu: u16) {
         let (Some(task), Some(entry)) = (self.task(number), self.cpu(cpu)) else { return };
         task.ran_ns.store(wires.now_ns(), Ordering::Relaxed);
-        let decided =
-            |word: Word| matches!(word.phase, Phase::Placed | Phase::OnCpu) && word.cpu == cpu;
+        let decided = |word: Word| matches!(word.phase, Phase::Placed | Phase::OnCpu) && word.cpu == cpu;
         let (before, after) = self.change(task, |word| match word.phase {
             _ if decided(word) => Word { phase: Phase::OnCpu, in_flux: false, ..word },
             Phase::Host | Phase::Free => word,
@@ -404,8 +408,7 @@ impl<'m> Mechanism<'m> {
         // One that is in its queue is told of when it is back there.
         if before.known && !before.in_flux && !matches!(before.phase, Phase::Host | Phase::Free) {
             let reporter = self.reporter(before.enclave, cpu);
-            let message =
-                self.event(MessageKind::TaskAffinityChanged, reporter, number, after, TaskFlags(0));
+            let message = self.event(MessageKind::TaskAffinityChanged, reporter, number, after, TaskFlags(0));
             self.tell(wires, before.enclave, message, cpu);
         }
     }
@@ -439,7 +442,8 @@ impl<'m> Mechanism<'m> {
     /// What runs on no CPU runs on this one no more: the kernel has moved it without a word, as it does with a task that exits.
     fn lose_absent(&self, cpu: u16, entry: &Cpu) {
         let number = entry.task();
-        if self.task(number).map(Task::word).is_some_and(|word| word.phase == Phase::OnCpu && word.cpu == cpu) {
+        if self.task(number).map(Task::word).is_some_and(|word| word.phase == Phase::OnCpu && word.cpu == cpu)
+        {
             entry.vacate(number);
         }
     }
@@ -498,8 +502,7 @@ impl<'m> Mechanism<'m> {
         wire.prefetch(cpu);
         enclave.level() == Level::Ipu
             && offer.is_some_and(|offer| {
-                offer.txn.flags.has(TxnFlags::PREEMPT)
-                    && self.judge(number, enclave, cpu, &offer.txn).is_ok()
+                offer.txn.flags.has(TxnFlags::PREEMPT) && self.judge(number, enclave, cpu, &offer.txn).is_ok()
             })
     }
 

@@ -38,7 +38,7 @@ const fn counted(name: u32, size: u8, come: u8) -> u64 {
 
 /// A group's number + 1 under its enclave.
 const fn key(enclave: u8, group: u32) -> u32 {
-    (group & 0xff_ffff) + 1 | (enclave as u32) << 28
+    (group & 0xff_ffff).wrapping_add(1) | (enclave as u32) << 28
 }
 
 const fn enclave_of(key: u32) -> u8 {
@@ -93,7 +93,9 @@ impl Mechanism<'_> {
             return Joined::Refused(Outcome::InvalidCpu);
         };
         let size = usize::from(txn.group_size);
-        if txn.cpu != slot || size == 0 || size > MEMBERS_MAX || size > self.cpus_of(number).count() {
+        // It takes that many CPUs. To count them all would be with a check for their overflow.
+        let last = size.checked_sub(1).and_then(|before| self.cpus_of(number).nth(before));
+        if txn.cpu != slot || size > MEMBERS_MAX || last.is_none() {
             let foreign = self.cpu(txn.cpu).is_some_and(|named| named.owner() != Some(number));
             self.break_group(wires, number, enclave, txn.group);
             return Joined::Refused(if foreign { Outcome::NotPermitted } else { Outcome::InvalidGroup });
@@ -128,16 +130,16 @@ impl Mechanism<'_> {
     /// Takes all members out of their stashes into the batch of `cpu`. Fewer than the group's size mean that one has left it.
     fn complete(&self, cpu: &Cpu, key: u32, size: usize) -> Joined {
         let mut members = 0;
-        let mut places = cpu.batch.iter();
+        let mut places = cpu.batch.iter().zip(1..=MEMBERS_MAX as u32);
         let mut free = places.next();
-        for (number, member) in (0u32..).zip(self.cpus()) {
-            let Some(place) = free else { break };
+        for (number, member) in self.numbered() {
+            let Some((place, nth)) = free else { break };
             let taken = take_member(member, key, |payload| {
                 place.txn.put(payload);
-                place.number.store(number, Ordering::Relaxed);
+                place.number.store(number.into(), Ordering::Relaxed);
             });
             if taken {
-                members += 1;
+                members = nth;
                 free = places.next();
             }
         }
@@ -170,7 +172,7 @@ impl Mechanism<'_> {
                 let _ = place.compare_exchange(found, 0, Ordering::AcqRel, Ordering::Relaxed);
             }
         }
-        for (member, cpu) in (0..).zip(self.cpus()) {
+        for (member, cpu) in self.numbered() {
             take_member(cpu, key, |payload| {
                 let txn = Txn::from_payload(payload);
                 self.conclude(wires, number, enclave, member, &txn, Outcome::GroupFailed);
@@ -196,7 +198,7 @@ impl Mechanism<'_> {
         for place in &enclave.groups {
             place.store(0, Ordering::Release);
         }
-        for (member, cpu) in (0..).zip(self.cpus()) {
+        for (member, cpu) in self.numbered() {
             let key = cpu.group.load(Ordering::Acquire) as u32;
             if key != 0 && enclave_of(key) == number {
                 take_member(cpu, key, |payload| {

@@ -17,7 +17,7 @@ pub mod cpu;
 mod decide;
 pub mod enclave;
 pub mod events;
-#[cfg(any(test, feature = "fakes"))]
+#[cfg(any(all(test, not(loom)), feature = "fakes"))]
 pub mod fakes;
 mod group;
 mod judge;
@@ -60,5 +60,7 @@ pub trait Platform {
     fn judged(&self, _cpu: u16, _txn: &Txn, _outcome: Outcome) {}
 }
 
+#[cfg(all(test, loom))]
+mod loom_tests;
 #[cfg(all(test, not(loom)))]
 mod tests;

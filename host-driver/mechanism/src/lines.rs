@@ -10,7 +10,7 @@ use crate::cpu::{Cpu, Look, give_verdict};
 use crate::enclave::{Enclave, Level};
 use crate::events::{Mechanism, Wires};
 use crate::judge::is_of_another_agent;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, in_order};
 use crate::task::Word;
 use crate::wire::Wire;
 
@@ -56,7 +56,7 @@ impl Mechanism<'_> {
     /// The enclave's first CPU, or 0 while it has none.
     #[must_use]
     pub fn voice(&self, enclave: u8) -> u16 {
-        (0..).zip(self.cpus()).find(|(_, cpu)| cpu.owner() == Some(enclave)).map_or(0, |(number, _)| number)
+        self.cpus_of(enclave).next().map_or(0, |(number, _)| number)
     }
 
     /// Keeps an event's line until its CPU has looked at its slot and switches. If it has looked already, the verdict goes with it.
@@ -96,6 +96,7 @@ impl Mechanism<'_> {
     /// A CPU has lost a task, or what it executed: if it is idle and the agent believes otherwise, the agent is told. It may never
     /// switch, and so have no other occasion.
     pub(crate) fn tell_if_idle<W: Wires>(&self, wires: &W, enclave: u8, cpu: u16, entry: &Cpu) {
+        in_order();
         if entry.is_untold() {
             self.tell_verdict(wires, enclave, cpu, entry);
         }

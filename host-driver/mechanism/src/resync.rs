@@ -81,16 +81,16 @@ impl Mechanism<'_> {
         let Some(writer) = self.cpu(voice) else { return false };
         wire.refresh_credits();
         let mut count = 0;
-        for (task, entry) in (0..).zip(self.tasks()) {
+        for (task, entry) in (0..self.tasks().len() as u32).zip(self.tasks()) {
             let word = entry.word();
             if word.phase == Phase::Runnable && word.enclave == number {
                 if let Some(place) = arrivals.get_mut(count) {
                     *place = Arrival { since_ns: entry.since_ns(), task };
-                    count += 1;
+                    count = count.wrapping_add(1);
                 }
             }
         }
-        let needed = count + self.cpus().len() + 2;
+        let needed = count.saturating_add(self.cpus().len()).saturating_add(2);
         if (wire.room() as usize) < needed.max(wire.lines() as usize / 2) {
             return false;
         }

@@ -95,7 +95,7 @@ impl<'w, P: Platform> Wire<'w, P> {
             Ok(number) => number,
             Err(Full) => {
                 // Off the hot path: decision lines have brought no news, so look at what the agent says when idle.
-                cost.uncached_reads += 1;
+                cost.uncached_reads = 1;
                 self.refresh_credits();
                 match self.producer.push(&payload) {
                     Ok(number) => number,
@@ -103,7 +103,7 @@ impl<'w, P: Platform> Wire<'w, P> {
                 }
             }
         };
-        cost.line_writes += 1;
+        cost.line_writes = 1;
         self.platform.drain();
         self.platform.sent(message);
         cpu.counters.one(Count::Messages);
@@ -118,7 +118,7 @@ impl<'w, P: Platform> Wire<'w, P> {
     /// Whether the agent sleeps. Either it sees our line, or we see that it sleeps: it says so, fences, and looks again, as we do.
     fn sleeps_now(&self, cost: &mut Cost) -> bool {
         fence(Ordering::SeqCst);
-        cost.uncached_reads += 1;
+        cost.uncached_reads = cost.uncached_reads.wrapping_add(1);
         let Some(agent) = self.agent() else { return false };
         self.set_bell(agent.peer, agent.vector);
         agent.asleep

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use neap_abi::message::TASK_NONE;
 use neap_abi::txn::CREDIT_WORD;
-use neap_abi::{AgentControl, AgentState, Message, MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlags};
+use neap_abi::{
+    AgentControl, AgentState, Message, MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlags,
+};
 use neap_queue::{Consumer, SlotWriter};
 
 use super::host::Window;

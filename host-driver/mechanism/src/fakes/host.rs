@@ -37,8 +37,7 @@ impl Memory {
     /// For so many CPUs, tasks, enclaves and lines of a ring.
     #[must_use]
     pub fn new(cpus: u16, tasks: u32, enclaves: u8, lines: usize) -> Self {
-        let window =
-            || Window { messages: made(lines), slots: made(cpus.into()), agent: Line::default() };
+        let window = || Window { messages: made(lines), slots: made(cpus.into()), agent: Line::default() };
         Self {
             tasks: made(tasks as usize),
             cpus: made(cpus.into()),

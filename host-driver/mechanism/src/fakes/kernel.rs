@@ -147,7 +147,7 @@ impl<'m> Kernel<'m> {
         }
     }
 
-    /// Tasks that were ever there.
+    /// Places for tasks that were ever used: tasks are numbered below this.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads.len()
@@ -195,7 +195,9 @@ impl<'m> Kernel<'m> {
     /// Whether an event of a task may come now.
     #[must_use]
     pub fn may_touch(&self, thread: usize) -> bool {
-        self.threads.get(thread).is_some_and(|thread| thread.place != Place::Gone && !self.is_locked(thread.cpu))
+        self.threads
+            .get(thread)
+            .is_some_and(|thread| thread.place != Place::Gone && !self.is_locked(thread.cpu))
     }
 
     /// Whether a CPU may take the next step of what it is at: it holds its runqueue's lock, and those of the others that it needs.
@@ -222,7 +224,7 @@ impl<'m> Kernel<'m> {
         if let Some(number) = number {
             self.mechanism.set_affinity(&self.host, number, affinity, cpu);
         }
-        self.threads.push(Thread {
+        let thread = Thread {
             pid: self.pids,
             number,
             place: Place::Asleep,
@@ -232,11 +234,32 @@ impl<'m> Kernel<'m> {
             exits: false,
             changes: false,
             dead: false,
-        });
+        };
+        let at = self.free_thread();
+        match self.threads.get_mut(at) {
+            Some(place) => *place = thread,
+            None => self.threads.push(thread),
+        }
         if runs {
-            self.enqueue(self.threads.len() - 1);
+            self.enqueue(at);
         }
         true
+    }
+
+    /// Where the next task goes: to the place of one that has ended, or after the last.
+    fn free_thread(&self) -> usize {
+        let under_way = |thread: usize| {
+            self.processors.iter().any(|processor| match &processor.stage {
+                _ if processor.current == Current::Thread(thread) => true,
+                Stage::Recorded { insertions, .. } => insertions.iter().any(|one| one.thread == thread),
+                Stage::Filling { insertions, held, .. } => {
+                    insertions.iter().chain(held).any(|one| one.thread == thread)
+                }
+                _ => false,
+            })
+        };
+        let free = |&at: &usize| self.threads[at].place == Place::Gone && !under_way(at);
+        (0..self.threads.len()).find(free).unwrap_or(self.threads.len())
     }
 
     /// `do_enqueue_task`.
@@ -248,7 +271,8 @@ impl<'m> Kernel<'m> {
             self.kick(cpu);
             return;
         }
-        let custody = number.map_or(Custody::Host, |number| self.mechanism.enqueue(&self.host, number, pid, cpu));
+        let custody =
+            number.map_or(Custody::Host, |number| self.mechanism.enqueue(&self.host, number, pid, cpu));
         if custody == Custody::Agent {
             self.custodies += 1;
             self.threads[at].custody = self.custodies;
@@ -299,7 +323,9 @@ impl<'m> Kernel<'m> {
 
     /// exec() of a thread: it takes its process's number.
     pub fn rename(&mut self, at: usize) {
-        if let Some(thread) = self.threads.get_mut(at).filter(|thread| matches!(thread.place, Place::Running(_))) {
+        if let Some(thread) =
+            self.threads.get_mut(at).filter(|thread| matches!(thread.place, Place::Running(_)))
+        {
             self.pids += 1;
             thread.pid = self.pids;
         }
@@ -546,7 +572,8 @@ impl<'m> Kernel<'m> {
             return false;
         }
         let others = self.processors.iter().filter(|processor| processor.online).count();
-        let bound = |thread: &Thread| thread.place != Place::Gone && (thread.affinity.1 != 0 || thread.cpu == cpu);
+        let bound =
+            |thread: &Thread| thread.place != Place::Gone && (thread.affinity.1 != 0 || thread.cpu == cpu);
         if !online && (others < 2 || self.threads.iter().any(bound)) {
             return false;
         }
@@ -564,7 +591,8 @@ impl<'m> Kernel<'m> {
     }
 
     fn find(&self, pid: u32, number: u32) -> Option<usize> {
-        let found = self.threads.iter().position(|thread| thread.pid == pid && thread.place != Place::Gone)?;
+        let found =
+            self.threads.iter().position(|thread| thread.pid == pid && thread.place != Place::Gone)?;
         (self.threads[found].number == Some(number)).then_some(found)
     }
 
@@ -587,6 +615,9 @@ impl<'m> Kernel<'m> {
                 let rescues = insertions.iter().any(|insertion| insertion.target.is_none());
                 let kept = self.mechanism.settle(&self.host, cpu);
                 self.check_verdicts();
+                if kept {
+                    self.leave_idle(cpu);
+                }
                 self.processors[at].stage = if kept && !insertions.is_empty() {
                     Stage::Filling { insertions: insertions.into(), held: None, looks: looks + 1 }
                 } else {
@@ -658,7 +689,7 @@ impl<'m> Kernel<'m> {
                 continue;
             }
             let Some(member_found) = self.mechanism.member(cpu, member) else { continue };
-            if member_found.idles {
+            if member_found.idles || member_found.keeps {
                 continue;
             }
             let Some(found) = self.find(member_found.pid, member_found.task) else {
@@ -672,6 +703,15 @@ impl<'m> Kernel<'m> {
             }
         }
         Stage::Recorded { insertions, looks }
+    }
+
+    /// CPUs that a group leaves idle lose what runs there.
+    fn leave_idle(&mut self, cpu: u16) {
+        for member in (0..).map_while(|member| self.mechanism.member(cpu, member)).collect::<Vec<_>>() {
+            if member.idles && member.cpu != cpu {
+                self.expire(member.cpu, false);
+            }
+        }
     }
 
     fn insertion(&self, thread: usize, target: Option<u16>) -> Insertion {
@@ -706,7 +746,10 @@ impl<'m> Kernel<'m> {
             return self.push_to_queue(at);
         };
         let thread = &mut self.threads[at];
-        assert!(may_use(thread.affinity, target), "sched_ext would end the scheduler: the CPU is not allowed");
+        assert!(
+            may_use(thread.affinity, target),
+            "sched_ext would end the scheduler: the CPU is not allowed"
+        );
         thread.place = Place::Local(target);
         thread.cpu = target;
         self.processors[usize::from(target)].queue.push_back(at);

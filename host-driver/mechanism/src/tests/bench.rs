@@ -74,7 +74,8 @@ impl<'m> Bench<'m> {
             Taken::Members(members) => {
                 for member in 0..members {
                     let found = self.mechanism.member(cpu, member).unwrap();
-                    let is_there = self.mechanism.task(found.task).is_some_and(|task| task.pid() == found.pid);
+                    let is_there =
+                        self.mechanism.task(found.task).is_some_and(|task| task.pid() == found.pid);
                     if !is_there && !found.idles {
                         self.mechanism.bar(cpu, member, true);
                     }
@@ -111,8 +112,11 @@ impl<'m> Bench<'m> {
 
     /// All that a refusal must leave as it is.
     pub(super) fn state(&self) -> Vec<String> {
-        let tasks = self.mechanism.tasks().iter().map(|task| format!("{:?} {:?}", task.word(), task.affinity()));
-        let cpu = |cpu: &crate::Cpu| format!("{:?} {} {} {}", cpu.owner(), cpu.stamp(), cpu.task() as i32, cpu.is_open());
+        let tasks =
+            self.mechanism.tasks().iter().map(|task| format!("{:?} {:?}", task.word(), task.affinity()));
+        let cpu = |cpu: &crate::Cpu| {
+            format!("{:?} {} {} {}", cpu.owner(), cpu.stamp(), cpu.task() as i32, cpu.is_open())
+        };
         let cpus = self.mechanism.cpus().iter().map(cpu);
         let counted = (0..2).map(|enclave| {
             let enclave = self.mechanism.enclave(enclave).unwrap();

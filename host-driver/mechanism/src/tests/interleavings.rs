@@ -294,7 +294,11 @@ impl<'m> Machine<'m> {
             let (word, believed) = (task.word(), self.agent.believes(number));
             let waits = word.phase == Phase::Runnable && word.enclave == 0;
             let heard = believed.filter(|believed| believed.runnable);
-            assert_eq!(waits, heard.is_some(), "task {number} is {word:?}, and the agent believes {believed:?}");
+            assert_eq!(
+                waits,
+                heard.is_some(),
+                "task {number} is {word:?}, and the agent believes {believed:?}"
+            );
             if let Some(heard) = heard {
                 assert_eq!((heard.stamp, heard.affinity), (word.stamp, task.affinity()), "task {number}");
             }
@@ -313,7 +317,8 @@ impl<'m> Machine<'m> {
 
     /// From here on all goes well: every task gets to its end.
     fn finish(&mut self) {
-        if self.enclave().level() != Level::Ipu || self.enclave().standing() != crate::enclave::Standing::Good {
+        if self.enclave().level() != Level::Ipu || self.enclave().standing() != crate::enclave::Standing::Good
+        {
             self.come_back();
         }
         for cpu in 0..CPUS {
@@ -349,7 +354,11 @@ impl<'m> Machine<'m> {
             let (place, number) = self.kernel.thread(thread).unwrap();
             let word = number.and_then(|number| self.kernel.mechanism.task(number)).map(crate::Task::word);
             let believed = number.and_then(|number| self.agent.believes(number));
-            assert_eq!(place, Place::Gone, "task {thread} never got to its end: {place:?}, {word:?}, {believed:?}");
+            assert_eq!(
+                place,
+                Place::Gone,
+                "task {thread} never got to its end: {place:?}, {word:?}, {believed:?}"
+            );
         }
     }
 }

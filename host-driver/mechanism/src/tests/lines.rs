@@ -422,7 +422,10 @@ fn a_task_reports_that_it_runs_where_it_was_asked_to_and_where_nobody_decided() 
     // The kernel runs one by itself.
     bench.mechanism.running(&bench.host, 2, 0);
     let [line] = bench.sent().try_into().unwrap();
-    assert_eq!((line.kind, line.task, line.cpu, line.flags), (MessageKind::TaskOnCpu, 2, 0, TaskFlags::ON_CPU));
+    assert_eq!(
+        (line.kind, line.task, line.cpu, line.flags),
+        (MessageKind::TaskOnCpu, 2, 0, TaskFlags::ON_CPU)
+    );
     assert_eq!(bench.mechanism.sum(Count::Undecided), 1);
     assert_eq!(bench.mechanism.enclave(0).unwrap().runnable(), 2);
     assert_eq!(bench.mechanism.cpu(0).unwrap().task(), 2);
@@ -442,7 +445,11 @@ fn an_agent_owes_a_decision_where_an_idle_cpu_could_run_what_waits() {
     bench.put(1, txn);
     assert_eq!(bench.mechanism.debts(&bench.host, 0), (false, true), "a decision lies there");
     bench.put(1, Txn { incarnation: 9, ..txn });
-    assert_eq!(bench.mechanism.debts(&bench.host, 0), (true, false), "one of an agent that has ended does not count");
+    assert_eq!(
+        bench.mechanism.debts(&bench.host, 0),
+        (true, false),
+        "one of an agent that has ended does not count"
+    );
     for task in 0..4 {
         bench.mechanism.set_affinity(&bench.host, task, (2, 1), 0);
     }

@@ -1,6 +1,7 @@
 //! The mechanism under a kernel in miniature.
 
 mod bench;
+mod fifo;
 mod interleavings;
 mod lines;
 mod outcomes;

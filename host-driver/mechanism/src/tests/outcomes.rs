@@ -25,7 +25,8 @@ impl Bench<'_> {
         assert_eq!(self.state(), before, "a refusal changed something: {outcome:?}");
         assert!(outcome.is_refusal(), "{outcome:?}");
         let id = self.writers[usize::from(slot)].number();
-        let told: Vec<_> = self.sent().into_iter().filter(|line| line.txn == id && line.cpu == slot).collect();
+        let told: Vec<_> =
+            self.sent().into_iter().filter(|line| line.txn == id && line.cpu == slot).collect();
         let enclave = self.mechanism.enclave(0).unwrap();
         let of_another = enclave.agent().is_some_and(|agent| agent != txn.incarnation);
         let told: Vec<Outcome> = told.into_iter().map(|line| line.outcome).collect();
@@ -76,7 +77,10 @@ fn a_good_txn_places_its_task_and_moves_both_stamps() {
     assert!(bench.sent().is_empty(), "the verdict waits for the switch");
     bench.mechanism.switch(&bench.host, 1, Runs::Ours);
     let [line] = bench.sent().try_into().unwrap();
-    assert_eq!((line.kind, line.outcome, line.txn, line.task), (MessageKind::TxnOutcome, Outcome::Committed, 1, 2));
+    assert_eq!(
+        (line.kind, line.outcome, line.txn, line.task),
+        (MessageKind::TxnOutcome, Outcome::Committed, 1, 2)
+    );
     assert!(!line.flags.has(TaskFlags::CPU_IDLE));
 }
 
@@ -109,7 +113,11 @@ fn every_refusal_has_its_reason() {
             b.mechanism.quiescent(&b.host, 1, 1, true);
             Txn { stamp: b.word(1).stamp, ..txn }
         }),
-        (Outcome::CpuStale, &|_, txn| Txn { flags: txn.flags.with(TxnFlags::CHECK_CPU), cpu_stamp: 99, ..txn }),
+        (Outcome::CpuStale, &|_, txn| Txn {
+            flags: txn.flags.with(TxnFlags::CHECK_CPU),
+            cpu_stamp: 99,
+            ..txn
+        }),
         (Outcome::CpuOffline, &|b, txn| {
             b.mechanism.set_online(1, false);
             txn
@@ -232,7 +240,8 @@ fn a_group_commits_together_on_the_cpu_that_takes_the_last_member() {
     }
     assert_eq!(bench.mechanism.enclave(0).unwrap().runnable(), 1);
     bench.mechanism.switch(&bench.host, 1, Runs::Ours);
-    let told: Vec<_> = bench.sent().iter().filter(|line| line.outcome == Outcome::Committed).map(|line| line.cpu).collect();
+    let told: Vec<_> =
+        bench.sent().iter().filter(|line| line.outcome == Outcome::Committed).map(|line| line.cpu).collect();
     assert_eq!(told, [0, 2, 1], "each CPU's verdict");
 }
 
@@ -240,11 +249,23 @@ fn a_group_commits_together_on_the_cpu_that_takes_the_last_member() {
 fn a_group_that_cannot_be_is_refused() {
     let cases: [(Outcome, Outcome, Case<'_>); 4] = [
         // Two sizes.
-        (Outcome::GroupFailed, Outcome::InvalidGroup, (Outcome::None, &|_, txn| Txn { group_size: 3, ..txn })),
+        (
+            Outcome::GroupFailed,
+            Outcome::InvalidGroup,
+            (Outcome::None, &|_, txn| Txn { group_size: 3, ..txn }),
+        ),
         // None at all.
-        (Outcome::GroupFailed, Outcome::InvalidGroup, (Outcome::None, &|_, txn| Txn { group_size: 0, ..txn })),
+        (
+            Outcome::GroupFailed,
+            Outcome::InvalidGroup,
+            (Outcome::None, &|_, txn| Txn { group_size: 0, ..txn }),
+        ),
         // More than there are CPUs.
-        (Outcome::GroupFailed, Outcome::InvalidGroup, (Outcome::None, &|_, txn| Txn { group_size: 4, ..txn })),
+        (
+            Outcome::GroupFailed,
+            Outcome::InvalidGroup,
+            (Outcome::None, &|_, txn| Txn { group_size: 4, ..txn }),
+        ),
         // Another CPU than its slot's.
         (Outcome::GroupFailed, Outcome::InvalidGroup, (Outcome::None, &|_, txn| Txn { cpu: 2, ..txn })),
     ];
@@ -439,4 +460,39 @@ fn a_doorbell_preempts_only_for_what_would_be_committed() {
     assert_eq!(bench.mechanism.rings(0), 6);
     bench.look(1);
     assert_eq!(bench.mechanism.rings(0), 0, "a new line has come");
+}
+
+/// A place that the kernel has recorded is for the task as it was when its txn was taken. An agent that guesses the stamp of an
+/// event still to come must not have it placed where nobody puts it.
+#[test]
+fn a_guessed_stamp_that_comes_true_in_between_is_refused() {
+    // It sleeps when its group is taken, and is woken before that is settled.
+    let fresh = memory();
+    let mut bench = Bench::new(&fresh);
+    bench.mechanism.quiescent(&bench.host, 3, 0, true);
+    let guess = bench.word(3).stamp + 1;
+    let txn = Txn { stamp: guess, ..member(bench.run(0, 3), 2) };
+    bench.put(0, txn);
+    let txn = member(bench.run(1, 1), 2);
+    bench.put(1, txn);
+    bench.look(0);
+    assert_eq!(bench.mechanism.take(&bench.host, 1), Taken::Nothing, "nothing is put in place");
+    let failed = (1, Outcome::GroupFailed);
+    assert_eq!(outcomes(&bench.host.judged(0)), [(0, Outcome::TaskStale), failed]);
+    // It runs where it is to run, and is put back in between.
+    let fresh = memory();
+    let mut bench = Bench::new(&fresh);
+    bench.start(0, 0);
+    let guess = bench.word(0).stamp + 1;
+    let txn = member(bench.run(0, 0), 2);
+    bench.put(0, Txn { stamp: guess, flags: txn.flags.with(TxnFlags::ALLOW_ON_CPU), ..txn });
+    let txn = member(bench.run(1, 1), 2);
+    bench.put(1, txn);
+    bench.look(0);
+    assert_eq!(bench.mechanism.take(&bench.host, 1), Taken::Members(2));
+    bench.mechanism.enqueue(&bench.host, 0, 100, 0);
+    assert_eq!(bench.word(0), Word { stamp: guess, phase: Phase::Runnable, ..bench.word(0) });
+    assert!(!bench.mechanism.settle(&bench.host, 1));
+    assert_eq!(outcomes(&bench.host.judged(0)), [(0, Outcome::TaskStale), failed]);
+    assert_eq!(bench.word(0).phase, Phase::Runnable);
 }
