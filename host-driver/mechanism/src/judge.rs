@@ -80,7 +80,7 @@ impl Mechanism<'_> {
             Phase::OnCpu | Phase::Placed => return Err(Outcome::TaskOnCpu),
             Phase::Blocked => return Err(Outcome::TaskNotRunnable),
             // Its stamp moves when it is back on its queue. To call it blocked would have the agent wait for a wakeup.
-            
+            _ if word.in_flux => return Err(Outcome::TaskStale),
             _ => {}
         }
         if !may_use(task.affinity(), slot) {
