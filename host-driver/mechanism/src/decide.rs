@@ -87,18 +87,12 @@ impl Mechanism<'_> {
     pub fn take<W: Wires>(&self, wires: &W, cpu: u16) -> Taken {
         let Some(entry) = self.cpu(cpu) else { return Taken::Nothing };
         entry.batched.store(0, Ordering::Relaxed);
-        let number = entry.owner();
-        if let Some(number) = number.filter(|_| entry.has_verdict()) {
-            // What it took before has come to nothing, or it would have switched and told.
-            self.flush(wires, number, cpu, entry);
-            self.tell_if_idle(wires, number, cpu, entry);
-        }
         let rescued = self.take_rescued(entry);
         entry.rescues.store(rescued != 0, Ordering::Relaxed);
         if rescued != 0 {
             return Taken::Rescue(rescued);
         }
-        let Some(number) = number else { return Taken::Nothing };
+        let Some(number) = entry.owner() else { return Taken::Nothing };
         let (Some(enclave), Some(wire)) = (self.enclave(number), wires.wire(number)) else {
             return Taken::Nothing;
         };

@@ -170,7 +170,7 @@ fn play(script: &[(u8, u8, u16)]) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: super::cases(400),
+        cases: super::cases(1500),
         max_shrink_iters: 20_000,
         ..ProptestConfig::default()
     })]

@@ -390,7 +390,7 @@ fn steps() -> impl Strategy<Value = Step> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: super::cases(600),
+        cases: super::cases(2000),
         max_shrink_iters: 20_000,
         ..ProptestConfig::default()
     })]
