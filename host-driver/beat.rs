@@ -308,7 +308,10 @@ impl Function {
                             watch.complained = true;
                             pr_err!(
                                 "neap{}: the IPU refused: {:?} (its version is {}, ours {})\n",
-                                self.name(), agent.state, Shown(agent.version), Shown(neap_abi::VERSION)
+                                self.name(),
+                                agent.state,
+                                Shown(agent.version),
+                                Shown(neap_abi::VERSION)
                             );
                         }
                         // It is asked again, in case it has been given another image.
@@ -336,7 +339,9 @@ impl Function {
     fn ask(&self, watch: &mut Watch) -> Result<Option<KBox<Session>>> {
         let hello = match hello(&self.place)? {
             Ok(hello) => hello,
-            Err(neap_abi::HelloError::Magic { .. } | neap_abi::HelloError::Checksum { .. }) => return Ok(None),
+            Err(neap_abi::HelloError::Magic { .. } | neap_abi::HelloError::Checksum { .. }) => {
+                return Ok(None)
+            }
             Err(error) => {
                 if !watch.complained {
                     watch.complained = true;
@@ -353,7 +358,11 @@ impl Function {
         let host = host().ok_or(ENODEV)?;
         let tasks = host.mechanism.tasks().len() as u32;
         if hello.tasks < tasks {
-            pr_err_once!("neap: the IPU's agents hold {} tasks: load the module with tasks={}\n", hello.tasks, hello.tasks);
+            pr_err_once!(
+                "neap: the IPU's agents hold {} tasks: load the module with tasks={}\n",
+                hello.tasks,
+                hello.tasks
+            );
             return Err(E2BIG);
         }
         if watch.arrivals.is_empty() {
@@ -376,7 +385,11 @@ impl Function {
         session.wire.set_bell(agent.peer, agent.vector);
         pr_info!(
             "neap{}: attached to boot {}, session {}, ABI {}, agent {}\n",
-            self.name(), session.hello.boot, session.number, Shown(session.version), agent.incarnation
+            self.name(),
+            session.hello.boot,
+            session.number,
+            Shown(session.version),
+            agent.incarnation
         );
         watch.incarnation = agent.incarnation;
         watch.ended = false;
@@ -415,7 +428,12 @@ impl Function {
         let Some(agent) = Self::agent_of(watch, session) else { return };
         match agent.state {
             AgentState::Running if agent.incarnation != watch.incarnation => {
-                pr_info!("neap{}: agent {} follows agent {}\n", self.name(), agent.incarnation, watch.incarnation);
+                pr_info!(
+                    "neap{}: agent {} follows agent {}\n",
+                    self.name(),
+                    agent.incarnation,
+                    watch.incarnation
+                );
                 watch.incarnation = agent.incarnation;
                 watch.ended = false;
                 if enclave.level() == Level::Ipu {
@@ -444,7 +462,14 @@ impl Function {
     }
 
     /// An agent decides from now on, and knows nothing yet.
-    fn succeed(&self, host: &Host, enclave: &Enclave, watch: &mut Watch, session: &Session, agent: &AgentControl) {
+    fn succeed(
+        &self,
+        host: &Host,
+        enclave: &Enclave,
+        watch: &mut Watch,
+        session: &Session,
+        agent: &AgentControl,
+    ) {
         let named = if agent.version >= COMES_AND_GOES { agent.incarnation } else { 0 };
         let only = (session.version >= COMES_AND_GOES).then_some(named);
         enclave.ask_for_resync();
@@ -516,7 +541,8 @@ impl Function {
         let credits = agent.map_or(0, |agent| agent.credits);
         let told = watch.told.is_some_and(|end| credits.wrapping_sub(end) < u32::MAX / 2);
         let good = enclave.standing() == Standing::Good;
-        let decided = enclave.decisions() != watch.decisions_before && watch.decided != Some(watch.incarnation);
+        let decided =
+            enclave.decisions() != watch.decisions_before && watch.decided != Some(watch.incarnation);
         if good && (decided || (told && !owes)) {
             if decided {
                 watch.decided = Some(watch.incarnation);
@@ -573,7 +599,10 @@ impl Function {
         }
         pr_warn!(
             "neap{}: {}: {} (agent {}); the host's own rule decides\n",
-            self.name(), fault.name(), fault.in_words(), watch.incarnation
+            self.name(),
+            fault.name(),
+            fault.in_words(),
+            watch.incarnation
         );
         if let (Some(command), Some(session)) = (command, host.session(self.number)) {
             let incarnation = Self::by_its_name(session, watch.incarnation);
@@ -614,14 +643,19 @@ impl Function {
             self.kick_all(host);
         }
         let long = now.saturating_sub(watch.fell_ns) >= u64::from(watch.kernel_after_ms) * 1_000_000;
-        if enclave.level() == Level::Host && watch.fell_ns != 0 && long && host.attached.load(Ordering::Acquire) {
+        if enclave.level() == Level::Host
+            && watch.fell_ns != 0
+            && long
+            && host.attached.load(Ordering::Acquire)
+        {
             enclave.set_level(Level::Kernel);
             self.say_left(watch.fault);
             let cause = watch.fault.map_or(0, |fault| fault as u32).max(1);
             host.cause.store(cause, Ordering::Release);
             self.kick_all(host);
         }
-        if enclave.level() == Level::Kernel && host.attached.load(Ordering::Acquire) && watch.beats % 64 == 0 {
+        if enclave.level() == Level::Kernel && host.attached.load(Ordering::Acquire) && watch.beats % 64 == 0
+        {
             self.kick_all(host);
         }
     }
@@ -688,7 +722,11 @@ impl Function {
         for (number, cpu) in (0..).zip(host.mechanism.cpus()) {
             let number: u16 = number;
             let since = cpu.other_ns();
-            if cpu.owner() != Some(self.number) || since == 0 || !cpu.is_open() || now.wrapping_sub(since) < OTHER_NS {
+            if cpu.owner() != Some(self.number)
+                || since == 0
+                || !cpu.is_open()
+                || now.wrapping_sub(since) < OTHER_NS
+            {
                 continue;
             }
             // SAFETY: The function takes no argument and runs with interrupts off on that CPU; the caller may sleep.
@@ -739,6 +777,9 @@ impl Function {
 }
 
 /// Takes the calling CPU out of the agent's hands.
+///
+/// # Safety
+/// With interrupts off; the argument is not looked at.
 unsafe extern "C" fn withhold(_unused: *mut c_void) {
     crate::kfuncs::withhold_here();
 }

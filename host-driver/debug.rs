@@ -72,6 +72,7 @@ fn write_state(state: &State, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     // The watch is held: the session stays.
     let session = host.session(function.number);
     let agent = session.and_then(|session| session.agent());
+    f.write_fmt(fmt!("function {}\n", &*function.address))?;
     writeln!(f, "level {}", enclave.level().name())?;
     match agent {
         Some(agent) => writeln!(f, "agent_state {:?}", agent.state)?,

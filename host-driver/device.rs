@@ -134,7 +134,9 @@ fn read<T: Plain>(at: UserPtr) -> Result<(T, usize)> {
     let mut value = T::default();
     let bytes = size.min(size_of::<T>());
     // SAFETY: `T` is plain: any bytes may be written to it. `bytes` is no more than it has.
-    let raw = unsafe { core::slice::from_raw_parts_mut(core::ptr::from_mut(&mut value).cast::<MaybeUninit<u8>>(), bytes) };
+    let raw = unsafe {
+        core::slice::from_raw_parts_mut(core::ptr::from_mut(&mut value).cast::<MaybeUninit<u8>>(), bytes)
+    };
     UserSlice::new(at, bytes).reader().read_raw(raw)?;
     Ok((value, size))
 }
@@ -150,18 +152,50 @@ fn write<T: Plain>(at: UserPtr, value: &T, size: usize) -> Result {
 /// An open device.
 pub(crate) struct Device {
     function: Arc<Function>,
+    mapped: Mapped,
+}
+
+/// What one open file has mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mapped(*mut bindings::address_space);
+
+// SAFETY: It is used by the kernel's own functions only, which lock it.
+unsafe impl Send for Mapped {}
+// SAFETY: As above.
+unsafe impl Sync for Mapped {}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let mut all = self.function.mapped.lock();
+        if let Some(at) = all.iter().position(|one| *one == self.mapped) {
+            let _ = all.remove(at);
+        }
+    }
+}
+
+impl Function {
+    /// Takes from user space what it has mapped.
+    pub(crate) fn unmap(&self) {
+        for Mapped(mapped) in self.mapped.lock().iter() {
+            // SAFETY: Files leave the list, under its lock, before they end, and their address space with them. All of it.
+            unsafe { bindings::unmap_mapping_range(*mapped, 0, 0, 1) };
+        }
+    }
 }
 
 #[vtable]
 impl MiscDevice for Device {
     type Ptr = KBox<Self>;
 
-    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
+    fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
         // SAFETY: A registered device has a name, which ends with a zero.
         let name = unsafe { CStr::from_char_ptr((*misc.as_raw()).name) };
         let number = name.to_bytes().last().map_or(usize::MAX, |digit| usize::from(digit.wrapping_sub(b'0')));
         let function = FUNCTIONS.lock().get(number).and_then(|place| place.clone()).ok_or(ENODEV)?;
-        Ok(KBox::new(Self { function }, GFP_KERNEL)?)
+        // SAFETY: An open file has an address space, which does not change.
+        let mapped = Mapped(unsafe { (*file.as_ptr()).f_mapping });
+        function.mapped.lock().push(mapped, GFP_KERNEL)?;
+        Ok(KBox::new(Self { function, mapped }, GFP_KERNEL)?)
     }
 
     fn mmap(me: &Self, _file: &File, vma: &VmaNew) -> Result {
@@ -203,7 +237,9 @@ impl Device {
             cpus: owned.count() as u32,
             tasks: host.mechanism.tasks().len() as u32,
             level: enclave.level() as u32,
-            agent_state: session.and_then(|session| session.agent()).map_or(u32::MAX, |agent| agent.state as u32),
+            agent_state: session
+                .and_then(|session| session.agent())
+                .map_or(u32::MAX, |agent| agent.state as u32),
             incarnation: watch.incarnation,
             session: session.map_or(0, |session| session.number),
             link: watch.is_attached().into(),
@@ -238,6 +274,7 @@ impl Device {
         };
         let host = host().ok_or(ENODEV)?;
         let session = || host.session(self.function.number).ok_or(ENODEV);
+        let _managing = self.function.managing.try_lock().ok_or(EBUSY)?;
         let request = {
             let watch = self.function.watch.lock();
             if watch.left {
@@ -247,15 +284,19 @@ impl Device {
         };
         let until = now_ns() + u64::from(asked.timeout_ms) * 1_000_000;
         loop {
-            let answer = {
+            let (answer, overtaken) = {
                 let _watch = self.function.watch.lock();
-                session()?.answer(request)
+                let session = session()?;
+                (session.answer(request), session.requested() != request)
             };
             if let Some(ReplyLine { reply, detail, incarnation, .. }) = answer {
                 if reply != Reply::Pending {
                     (asked.reply, asked.detail, asked.answered) = (reply as u32, detail, incarnation);
                     return write(at, &asked, size);
                 }
+            }
+            if overtaken {
+                return Err(ECANCELED);
             }
             if now_ns() >= until {
                 return Err(ETIMEDOUT);
@@ -304,17 +345,14 @@ impl Device {
         write(at, &asked, size)
     }
 
-    /// The region that a mapping of `bytes` from `offset` on lies in, with whether it may be written.
+    /// The region that a mapping of `bytes` from `offset` on lies in, with whether it may be written. The caller holds the
+    /// function's watch.
     fn region(&self, offset: u64, bytes: u64) -> Result<(Type, bool)> {
         let end = offset.checked_add(bytes).ok_or(EINVAL)?;
         if offset == 0 && end <= HELLO_BYTES as u64 {
             return Ok((Type::Uncached, false));
         }
         let host = host().ok_or(ENODEV)?;
-        let watch = self.function.watch.lock();
-        if watch.left {
-            return Err(ENODEV);
-        }
         let session = host.session(self.function.number).ok_or(ENODEV)?;
         let holds = |region: &Region| {
             let pages = region.bytes.next_multiple_of(PAGE_SIZE as u64);
@@ -333,9 +371,14 @@ impl Device {
     fn map(&self, vma: &VmaNew) -> Result {
         let raw = vma.as_ptr();
         // SAFETY: The area is being set up, and is ours to read.
-        let (page, bytes) = unsafe { ((*raw).vm_pgoff, (*raw).__bindgen_anon_1.__bindgen_anon_1.vm_end - (*raw).__bindgen_anon_1.__bindgen_anon_1.vm_start) };
+        let page = unsafe { (*raw).vm_pgoff };
         let offset = (page as u64).checked_mul(PAGE_SIZE as u64).ok_or(EINVAL)?;
-        let (kind, writable) = self.region(offset, bytes as u64)?;
+        // Held until it is mapped: whoever has the function leave takes it away again (`Function::unmap`).
+        let watch = self.function.watch.lock();
+        if watch.left {
+            return Err(ENODEV);
+        }
+        let (kind, writable) = self.region(offset, (vma.end() - vma.start()) as u64)?;
         if !writable {
             if vma.writable() {
                 return Err(EPERM);
@@ -351,7 +394,7 @@ impl Device {
                 Type::Uncached => uncached(protection),
             };
             let (at, bytes) = self.function.place.window;
-            bindings::vm_iomap_memory(raw, at, bytes as _)
+            bindings::vm_iomap_memory(raw, at, bytes as usize)
         };
         kernel::error::to_result(mapped)
     }

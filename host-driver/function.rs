@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A PCI function of an IPU: one enclave.
 
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use kernel::{
     bindings,
@@ -12,14 +12,15 @@ use kernel::{
     miscdevice::{MiscDeviceOptions, MiscDeviceRegistration},
     new_mutex, pci,
     prelude::*,
+    str::CString,
     sync::{Arc, Mutex},
 };
 use neap_mechanism::ENCLAVES_MAX;
 
 use crate::beat::Watch;
 use crate::debug;
-use crate::device::Device;
-use crate::host::{host, kick, FUNCTIONS};
+use crate::device::{Device, Mapped};
+use crate::host::{host, kick, now_ns, FUNCTIONS};
 use crate::session::Place;
 use crate::window::{Map, Type};
 
@@ -33,12 +34,23 @@ const REGISTERS_BYTES: usize = 0x10;
 pub(crate) struct Function {
     /// Its number, and its enclave's.
     pub(crate) number: u8,
+    /// Its address on the bus, in words.
+    pub(crate) address: CString,
     /// Vectors, one a CPU.
     pub(crate) vectors: u32,
     /// Where its parts lie.
     pub(crate) place: Place,
-    /// The vector and the time of the last interrupt's entry, and of its handler's end, for measurements.
+    /// The interrupt that is being measured.
     pub(crate) heard: Heard,
+    /// Held by who measures: there is one measured interrupt at a time.
+    #[pin]
+    pub(crate) measuring: Mutex<()>,
+    /// Held by who manages: a line holds one request.
+    #[pin]
+    pub(crate) managing: Mutex<()>,
+    /// What open files of the device have mapped.
+    #[pin]
+    pub(crate) mapped: Mutex<KVec<Mapped>>,
     /// Everything about the agent. Its holder alone publishes sessions.
     #[pin]
     pub(crate) watch: Mutex<Watch>,
@@ -46,10 +58,14 @@ pub(crate) struct Function {
 
 /// When a measured interrupt came.
 pub(crate) struct Heard {
-    pub(crate) count: AtomicU32,
+    /// The CPU whose interrupt is measured; [`NO_CPU`] while none is.
+    pub(crate) cpu: AtomicU32,
     pub(crate) entered_ns: AtomicU64,
     pub(crate) left_ns: AtomicU64,
 }
+
+/// See [`Heard::cpu`].
+pub(crate) const NO_CPU: u32 = u32::MAX;
 
 // SAFETY: The place's address is used through volatile stores only, and the rest is synchronised.
 unsafe impl Sync for Function {}
@@ -62,19 +78,18 @@ struct Vector {
 
 impl irq::Handler for Vector {
     fn handle(&self) -> irq::IrqReturn {
-        use core::sync::atomic::Ordering::Relaxed;
         let heard = &self.function.heard;
-        if heard.count.load(Relaxed) != 0 {
-            heard.entered_ns.store(crate::host::now_ns(), Relaxed);
+        let measured = heard.cpu.load(Ordering::Acquire) == u32::from(self.cpu);
+        if measured {
+            heard.entered_ns.store(now_ns(), Ordering::Relaxed);
         }
         if let Some(host) = host() {
             // An interrupt's handler is a read-side section of RCU.
             let preempts = host.mechanism.rung(host, self.cpu);
             kick(self.cpu, preempts);
         }
-        if heard.count.load(Relaxed) != 0 {
-            heard.left_ns.store(crate::host::now_ns(), Relaxed);
-            heard.count.fetch_sub(1, Relaxed);
+        if measured {
+            heard.left_ns.store(now_ns(), Ordering::Release);
         }
         irq::IrqReturn::Handled
     }
@@ -124,7 +139,8 @@ fn enrol(function: impl FnOnce(u8) -> Result<Arc<Function>>) -> Result<Arc<Funct
 fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
     pdev.enable_device_mem()?;
     pdev.set_master();
-    let registers = Map::new(pdev.resource_start(0)?, REGISTERS_BYTES, Type::Uncached)?;
+    let registers_at = pdev.resource_start(0)?;
+    let registers = Map::new(registers_at, REGISTERS_BYTES, Type::Uncached)?;
     let register = |at: usize| registers.address().wrapping_byte_add(at).cast::<u32>();
     // SAFETY: The register page is mapped, and the offset inside it.
     let peer = unsafe { core::ptr::read_volatile(register(POSITION_AT)) } as u16;
@@ -133,7 +149,8 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
         dev_err!(pdev, "BAR 2 has no window: is this an ivshmem-plain, or a function of something else?\n");
         return Err(ENODEV);
     }
-    let place = Place { window, doorbell: register(DOORBELL_AT), peer };
+    let place = Place { window, registers: registers_at, doorbell: register(DOORBELL_AT), peer };
+    let address = CString::try_from_fmt(fmt!("{}", pdev.as_ref().name()))?;
 
     let cpus = kernel::cpu::nr_cpu_ids().min(u32::from(neap_abi::CPUS_MAX));
     let types = pci::IrqTypes::default().with(pci::IrqType::MsiX);
@@ -142,10 +159,23 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
     let kept: &'bound pci::IrqVectorRegistration<'bound> =
         unsafe { &*core::ptr::from_ref::<pci::IrqVectorRegistration<'bound>>(&*vectors) };
     let count = kept.len() as u32;
+    // Before the function has a number: what fails from then on gives it back.
+    let handlers = KVec::with_capacity(count as usize, GFP_KERNEL)?;
     let function = enrol(|number| {
-        let heard = Heard { count: AtomicU32::new(0), entered_ns: AtomicU64::new(0), left_ns: AtomicU64::new(0) };
+        let heard =
+            Heard { cpu: AtomicU32::new(NO_CPU), entered_ns: AtomicU64::new(0), left_ns: AtomicU64::new(0) };
         Arc::pin_init(
-            pin_init!(Function { number, vectors: count, place, heard, watch <- new_mutex!(Watch::new()) }),
+            pin_init!(Function {
+                number,
+                address,
+                vectors: count,
+                place,
+                heard,
+                measuring <- new_mutex!(()),
+                managing <- new_mutex!(()),
+                mapped <- new_mutex!(KVec::new()),
+                watch <- new_mutex!(Watch::new()),
+            }),
             GFP_KERNEL,
         )
     })?;
@@ -153,7 +183,7 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
         device: None,
         debug: None,
         function: function.clone(),
-        handlers: KVec::with_capacity(count as usize, GFP_KERNEL)?,
+        handlers,
         _vectors: vectors,
         _registers: registers,
         pdev,
@@ -171,7 +201,8 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
         let registration = unsafe {
             irq::Registration::new(
                 request,
-                irq::Flags::TRIGGER_NONE,
+                // In an interrupt, whatever the kernel is told: it is a read-side section of RCU.
+                irq::Flags::NO_THREAD,
                 c"neap",
                 Ok::<_, Error>(Vector { cpu: cpu as u16, function: function.clone() }),
             )
@@ -188,10 +219,8 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
     }
     bound.debug = Some(debug::Files::new(&function)?);
     let name = NAMES.get(usize::from(function.number)).copied().ok_or(ENOSPC)?;
-    bound.device = Some(KBox::pin_init(
-        MiscDeviceRegistration::register(MiscDeviceOptions { name }),
-        GFP_KERNEL,
-    )?);
+    bound.device =
+        Some(KBox::pin_init(MiscDeviceRegistration::register(MiscDeviceOptions { name }), GFP_KERNEL)?);
     dev_info!(pdev, "neap{}: window of {} bytes, {} vectors\n", function.number, window.1, count);
     Ok(bound)
 }
@@ -206,6 +235,7 @@ impl Drop for Bound<'_> {
             *place = None;
         }
         self.handlers.clear();
+        self.function.unmap();
         dev_info!(self.pdev, "neap{}: gone\n", self.function.number);
     }
 }

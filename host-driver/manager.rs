@@ -18,12 +18,19 @@ impl Session {
     /// Writes a request and rings the supervisor: the request's number. One at a time, by the holder of the watch.
     pub(crate) fn manage(&self, line: ManagerLine) -> Result<u32> {
         let manager = self.manager.ok_or(EOPNOTSUPP)?;
-        let before = manager.read_any().map_or(0, |(payload, _)| payload.get(1).map_or(0, |&word| word as u32));
-        let request = before.wrapping_add(1);
+        let request = self.requested().wrapping_add(1);
+        // An image that lies in the window comes before the line that names it.
+        neap_mechanism::Platform::drain(&self.wire.platform);
         SlotWriter::after(manager).write(manager, &ManagerLine { request, ..line }.to_payload(), 0);
         neap_mechanism::Platform::drain(&self.wire.platform);
         self.ring_supervisor();
         Ok(request)
+    }
+
+    /// The number of the last request; 0 before any.
+    pub(crate) fn requested(&self) -> u32 {
+        let last = self.manager.and_then(|manager| manager.read_any());
+        last.map_or(0, |(payload, _)| payload.get(1).map_or(0, |&word| word as u32))
     }
 
     /// The answer to a request so far.

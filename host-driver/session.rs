@@ -14,6 +14,8 @@ use crate::window::{bytes_of, Hardware, Map, Type};
 pub(crate) struct Place {
     /// The window on the bus, and its size in bytes.
     pub(crate) window: (u64, u64),
+    /// The register page on the bus.
+    pub(crate) registers: u64,
     /// The register that rings the IPU's vectors, mapped.
     pub(crate) doorbell: *mut u32,
     /// Our own peer number: where the IPU rings.
@@ -67,7 +69,13 @@ pub(crate) const fn type_of(kind: RegionKind) -> Type {
 
 impl Session {
     /// Maps the lines of a window whose hello page is `hello`, as the host that asks for `policy` under session `number`.
-    pub(crate) fn new(place: &Place, hello: KBox<Hello>, cpus: u16, number: u32, policy: u32) -> Result<(Self, Voice)> {
+    pub(crate) fn new(
+        place: &Place,
+        hello: KBox<Hello>,
+        cpus: u16,
+        number: u32,
+        policy: u32,
+    ) -> Result<(Self, Voice)> {
         let mut maps = KVec::new();
         let mut lines = |kind| -> Result<&'static [Line]> {
             let region: Region = hello.region(kind, 0).ok_or(ENOENT)?;

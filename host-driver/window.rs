@@ -67,11 +67,6 @@ impl Map {
         }
     }
 
-    /// Its size in bytes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// Its address, for measurements.
     pub(crate) fn address(&self) -> *mut c_void {
         self.address
@@ -105,7 +100,15 @@ unsafe impl Sync for Hardware {}
 
 extern "C" {
     fn neap_trace_message(cpu: u32, kind: u32, task: u32, stamp: u32, txn: u32, outcome: u32, flags: u32);
-    fn neap_trace_verdict(cpu: u32, txn: u32, task: u32, stamp: u32, operation: u32, flags: u32, outcome: u32);
+    fn neap_trace_verdict(
+        cpu: u32,
+        txn: u32,
+        task: u32,
+        stamp: u32,
+        operation: u32,
+        flags: u32,
+        outcome: u32,
+    );
 }
 
 impl Platform for Hardware {
@@ -145,7 +148,13 @@ impl Platform for Hardware {
         // SAFETY: Tracing has no precondition here.
         unsafe {
             neap_trace_message(
-                m.cpu.into(), m.kind as u32, m.task, m.stamp, m.txn, m.outcome as u32, m.flags.0.into(),
+                m.cpu.into(),
+                m.kind as u32,
+                m.task,
+                m.stamp,
+                m.txn,
+                m.outcome as u32,
+                m.flags.0.into(),
             )
         };
     }
@@ -155,7 +164,13 @@ impl Platform for Hardware {
         // SAFETY: As above.
         unsafe {
             neap_trace_verdict(
-                cpu.into(), t.id, t.task, t.stamp, t.operation.into(), t.flags.0.into(), outcome as u32,
+                cpu.into(),
+                t.id,
+                t.task,
+                t.stamp,
+                t.operation.into(),
+                t.flags.0.into(),
+                outcome as u32,
             )
         };
     }

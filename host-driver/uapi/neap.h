@@ -7,7 +7,9 @@
  *
  * mmap: the offset is that in the window. The hello page, logs, epitaphs, the agent's control line and the supervisor's lines can
  * be mapped read-only and are uncached; the image region can be mapped for writing, write-combining. All else is EPERM.
- * ENODEV: the function is gone, or no IPU has answered yet.
+ * When the function goes, so do its mappings: a look at one is SIGBUS from then on.
+ *
+ * ENODEV: the function is gone, or no IPU has answered yet. ENOTTY: the driver is older and does not know the command.
  */
 #ifndef _UAPI_NEAP_H
 #define _UAPI_NEAP_H
@@ -46,7 +48,10 @@ enum neap_fault {
 	NEAP_FAULT_HOST_CPU_HOGGED = 6,
 };
 
-/* Asks the IPU's supervisor (Manage of neap-abi) and waits for its answer. */
+/*
+ * Asks the IPU's supervisor (Manage of neap-abi) and waits for its answer. EBUSY: another request is under way. ECANCELED:
+ * the driver had to ask for something itself, and what became of this request is not known.
+ */
 struct neap_manage {
 	__u32 size;
 	__u32 command;
@@ -72,19 +77,26 @@ struct neap_settings {
 	__u32 reserved;
 };
 
-/* What neap_measure measures, on the caller's CPU with interrupts off where it can be. */
+/*
+ * What neap_measure measures, on the caller's CPU with interrupts off where it can be. Nothing is written that anybody reads,
+ * so it may be measured while an agent decides.
+ */
 enum neap_measured {
-	NEAP_READ_UNCACHED = 0,		/* one 64-bit word, uncached */
+	NEAP_READ_UNCACHED = 0,		/* one 64-bit word of the hello page, uncached */
 	NEAP_READ_WRITE_THROUGH = 1,	/* one line of a slot, flushed before */
 	NEAP_READ_CACHED = 2,		/* the same line, cached */
 	NEAP_WRITE_UNCACHED = 3,	/* one 64-bit word to the register page */
-	NEAP_WRITE_COMBINING = 4,	/* one line to the image region, and the drain */
+	NEAP_WRITE_COMBINING = 4,	/* one line behind the host's control line, and the drain */
 	NEAP_MSIX_SEND = 5,		/* the store to the doorbell */
-	NEAP_MSIX_RECEIVE = 6,		/* from the interrupt's entry to the handler's end */
-	NEAP_MSIX_END_TO_END = 7,	/* from the store to the handler of the same CPU */
+	NEAP_MSIX_RECEIVE = 6,		/* from the handler's entry to its end */
+	NEAP_MSIX_END_TO_END = 7,	/* from the store to the entry of the same CPU's handler */
+	NEAP_CLOCK = 8,			/* nothing: what two looks at the clock take, which is in all but the last two */
 };
 
-/* Measures the link. samples points to `count` __u64, each in ns. */
+/*
+ * Measures the link. samples points to `count` __u64, each in ns. EBUSY: somebody else measures. EOPNOTSUPP: the window or the
+ * CPU has no place for it. ETIMEDOUT: an interrupt has not come.
+ */
 struct neap_measure {
 	__u32 size;
 	__u32 what;

@@ -31,7 +31,9 @@ impl Mechanism<'_> {
         if is_of_another_agent(enclave, txn) {
             return Err(Outcome::NoAgent);
         }
-        if enclave.version().minor == 0 && txn.order != 0 {
+        // What a version does not have is zero.
+        let version = enclave.version();
+        if (version.minor == 0 && txn.order != 0) || (version < NAMES_AGENTS && txn.incarnation != 0) {
             return Err(Outcome::UnsupportedVersion);
         }
         let operation = match Operation::from_bits(txn.operation) {

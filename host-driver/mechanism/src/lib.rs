@@ -10,7 +10,7 @@
 #![cfg_attr(not(any(test, loom, feature = "fakes")), no_std)]
 #![forbid(unsafe_code)]
 // The kernel's compiler is older than the workspace's: it knows no let chains and none of the newer library.
-#![allow(clippy::collapsible_if, clippy::manual_is_multiple_of)]
+#![allow(unknown_lints, clippy::collapsible_if, clippy::manual_is_multiple_of)]
 
 pub mod counters;
 pub mod cpu;

@@ -19,6 +19,7 @@ use neap_queue::{Line, SlotWriter};
 use neap_vipu::Peer;
 use thiserror::Error;
 
+use crate::device::DeviceError;
 use crate::link::SUPERVISOR_VECTOR;
 use crate::window::{HostWindow, HostWindowError};
 
@@ -57,6 +58,9 @@ pub enum ManageError {
         /// How long we waited.
         waited_ms: u128,
     },
+    /// The driver.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A later request took the answer's place.
     #[error("{what}: a later request came before its answer; `neap agent list` says what became of it")]
     Superseded {
@@ -79,7 +83,7 @@ fn in_words(reply: Reply, detail: u64) -> String {
 }
 
 /// A command's name in an error.
-const fn name(command: Manage) -> &'static str {
+pub(crate) const fn name(command: Manage) -> &'static str {
     match command {
         Manage::None => "nothing",
         Manage::Load => "loading an agent",

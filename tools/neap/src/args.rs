@@ -55,14 +55,21 @@ pub enum Command {
         #[arg(short, long)]
         follow: bool,
     },
-    /// Load, replace and kill the agents of the running instance
+    /// Load, replace and kill the agents of the running instance, or of this machine's own IPU
+    ///
+    /// Without --device the running instance is meant; where none runs, the IPU that this machine's
+    /// driver has found.
     #[command(subcommand)]
     Agent(AgentCommand),
-    /// Show hello pages, agents, bindings and epitaphs of the running instance, or of the last run
+    /// Show hello pages, agents, bindings and epitaphs of the running instance, of this machine's own
+    /// IPU, or of the last run
     Status {
         /// One JSON object instead of tables
         #[arg(long)]
         json: bool,
+        /// The driver's device, e.g. /dev/neap0, instead of an instance
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
     },
     /// Put the scheduler that asks the IPU into this machine's kernel
     #[cfg(feature = "linux")]
@@ -75,6 +82,12 @@ pub enum Command {
         /// The file that says what it is to do
         order: PathBuf,
     },
+    /// Measure what this machine's own IPU costs it
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Check the driver on this machine
+    #[command(subcommand, hide = true)]
+    Check(CheckCommand),
     /// Be the worker host of a run
     #[command(hide = true)]
     Worker {
@@ -100,6 +113,9 @@ pub enum AgentCommand {
         /// One JSON object instead of a table
         #[arg(long)]
         json: bool,
+        /// The driver's device, e.g. /dev/neap0, instead of an instance
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
     },
     /// Lay an agent out beside the one that runs
     Load {
@@ -131,8 +147,61 @@ pub enum AgentCommand {
     },
 }
 
+/// What to measure.
+#[derive(Clone, Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Tables 2 and 3 of the paper: MMIO, MSI-X and context switches, beside the paper's figures
+    ///
+    /// The driver takes the samples of MMIO and MSI-X, each with interrupts off where it can be; what
+    /// is written nobody reads, so an agent may decide meanwhile. MSI-X is rung from the host through
+    /// the function's doorbell to the CPU that rings, on every CPU in turn.
+    ///
+    /// Context switches are real ones of threads under SCHED_EXT, from the moment before one blocks to
+    /// the next one's first instruction. They need an attached scheduler (`neap scx attach`). Two threads
+    /// on one CPU leave the agent nothing to do ahead of time; more than there are CPUs make it prestage.
+    /// Which of both a switch was the driver's counters tell, not the number of threads.
+    ///
+    /// Under emulation every row says so: such figures show that all works, and no nanosecond.
+    #[command(verbatim_doc_comment)]
+    Link(LinkOptions),
+}
+
+/// Options of `neap bench link`.
+#[derive(Clone, Debug, Args)]
+pub struct LinkOptions {
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// The driver's device [default: /dev/neap0]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<PathBuf>,
+    /// Samples of each row
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(10..=u64::from(neap_host::device::SAMPLES_MAX)))]
+    pub samples: u32,
+    /// Context switches, of each of the two kinds [default: a fifth of the samples]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<u32>::new().range(1..=100_000))]
+    pub switches: Option<u32>,
+}
+
+/// What to check of the driver.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CheckCommand {
+    /// The memory types of the window's regions, as the kernel lists them
+    Types {
+        /// The driver's device [default: /dev/neap0]
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
+    },
+    /// The driver's uAPI under hostile arguments; takes the function from its driver and gives it back
+    Uapi {
+        /// The driver's device [default: /dev/neap0]
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
+    },
+}
+
 /// Which agent.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct AgentOptions {
     /// The enclave, counted from 0 in the order of `neap run`'s options
     #[arg(long, default_value_t = 0)]
@@ -140,6 +209,9 @@ pub struct AgentOptions {
     /// One JSON object instead of a sentence
     #[arg(long)]
     pub json: bool,
+    /// The driver's device, e.g. /dev/neap0, instead of an instance
+    #[arg(long, value_name = "DEVICE", conflicts_with = "enclave")]
+    pub device: Option<PathBuf>,
 }
 
 /// Options of `neap run`.

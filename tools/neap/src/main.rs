@@ -6,8 +6,11 @@
 //! 3. A report says what happened, not what should have; a broken promise is an exit status other than 0.
 
 mod args;
+mod bench;
+mod check;
 mod children;
-#[cfg(feature = "linux")]
+// Most of it is for what runs inside a guest.
+#[cfg_attr(not(feature = "linux"), allow(dead_code))]
 mod driver;
 mod enclaves;
 mod guest;
@@ -26,14 +29,17 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 
-use args::{Arguments, Command};
+use args::{Arguments, BenchCommand, CheckCommand, Command};
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
         Command::Log { follow } => inspect::log(follow).map(|()| 0),
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
-        Command::Status { json } => inspect::status(json).map(|()| 0),
+        Command::Status { json, device } => inspect::status(json, device.as_deref()).map(|()| 0),
+        Command::Bench(BenchCommand::Link(options)) => bench::link(&options).map(|()| 0),
+        Command::Check(CheckCommand::Types { device }) => check::types(device.as_deref()).map(|()| 0),
+        Command::Check(CheckCommand::Uapi { device }) => check::uapi(device.as_deref()).map(|()| 0),
         #[cfg(feature = "linux")]
         Command::Scx(command) => scx::scx(&command).map(|()| 0),
         #[cfg(feature = "linux")]

@@ -1,4 +1,5 @@
-//! `neap agent`: what is asked of the running instance's host, which alone writes to its managers' lines.
+//! `neap agent`: what is asked of the running instance's host, or of this machine's driver, which alone write to their
+//! managers' lines.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -10,11 +11,13 @@ use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use neap_abi::{ImageHeader, VERSION};
+use neap_host::device::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xtask::firmware;
 
 use crate::args::{AgentCommand, AgentOptions};
+use crate::driver::agents;
 use crate::inspect::snapshot::Snapshot;
 use crate::print;
 
@@ -82,39 +85,69 @@ pub enum Answer {
     Failed(String),
 }
 
+/// Whose agents are managed.
+enum Host {
+    /// A run's, in this directory: its host is asked.
+    Run(PathBuf),
+    /// This machine's own: its driver is asked.
+    Machine(Vec<Device>),
+}
+
+impl Host {
+    /// Whose are meant.
+    fn meant(device: Option<&Path>) -> Result<Self> {
+        let devices = agents::meant(device)?;
+        if !devices.is_empty() {
+            return Ok(Self::Machine(devices));
+        }
+        let running = Snapshot::running();
+        running.map(|snapshot| Self::Run(snapshot.dir)).context(
+            "nothing runs whose agents could be managed, and no driver has found an IPU here; start a run with \
+             `cargo neap run`",
+        )
+    }
+
+    fn ask(&self, asked: &Asked) -> Result<Value> {
+        match self {
+            Self::Machine(devices) => agents::carry_out(devices, asked),
+            Self::Run(dir) => match ask(dir, asked)? {
+                Answer::Done(value) => Ok(value),
+                Answer::Failed(words) => bail!("{words}"),
+            },
+        }
+    }
+}
+
 /// Does what `neap agent` is asked.
 pub fn agent(command: &AgentCommand) -> Result<()> {
+    let (AgentCommand::List { device, .. }
+    | AgentCommand::Load { to: AgentOptions { device, .. }, .. }
+    | AgentCommand::Replace { to: AgentOptions { device, .. }, .. }
+    | AgentCommand::Kill { to: AgentOptions { device, .. }, .. }) = command;
+    // First of all, because an agent may have to be built.
+    let host = Host::meant(device.as_deref())?;
     let (asked, as_json, done) = match command {
-        AgentCommand::List { enclave, json } => (Asked::List(*enclave), *json, None),
-        AgentCommand::Load { agent, to: AgentOptions { enclave, json } } => {
-            running()?;
+        AgentCommand::List { enclave, json, .. } => (Asked::List(*enclave), *json, None),
+        AgentCommand::Load { agent, to: AgentOptions { enclave, json, .. } } => {
             let asked = Asked::Load { enclave: *enclave, image: image(agent)? };
             (asked, *json, Some(format!("{agent} is laid out in enclave {enclave}")))
         }
-        AgentCommand::Replace { agent, trial_ms, to: AgentOptions { enclave, json } } => {
-            running()?;
+        AgentCommand::Replace { agent, trial_ms, to: AgentOptions { enclave, json, .. } } => {
             let image = agent.as_deref().map(image).transpose()?;
             let asked = Asked::Replace { enclave: *enclave, image, trial_ms: *trial_ms };
             (asked, *json, Some(format!("enclave {enclave} has another agent")))
         }
-        AgentCommand::Kill { grace_us, to: AgentOptions { enclave, json } } => {
+        AgentCommand::Kill { grace_us, to: AgentOptions { enclave, json, .. } } => {
             let asked = Asked::Kill { enclave: *enclave, grace_us: *grace_us };
             (asked, *json, Some(format!("the agent of enclave {enclave} was ended")))
         }
     };
-    let value = match ask(&running()?.dir, &asked)? {
-        Answer::Done(value) => value,
-        Answer::Failed(words) => bail!("{words}"),
-    };
+    let value = host.ask(&asked)?;
     match done {
         _ if as_json => print(&format!("{value:#}")),
         Some(words) => print(&format!("{words}: incarnation {}", value["incarnation"])),
         None => print(&table(&value)),
     }
-}
-
-fn running() -> Result<Snapshot> {
-    Snapshot::running().context("nothing runs whose agents could be managed; start it with `cargo neap run`")
 }
 
 /// Asks the host of the run in `dir`.

@@ -177,7 +177,7 @@ fn write_if_new(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn build_programs(what: &str, options: &[&str], bundle: Option<&Path>) -> Result<BTreeMap<String, PathBuf>> {
     setup::target()?;
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     command
         .current_dir(paths::root())
         .args(["build", "--message-format=json-render-diagnostics", "--target", TARGET, "--profile", PROFILE])
@@ -217,8 +217,13 @@ fn short_paths() -> Vec<String> {
 }
 
 /// The cargo that runs us, else the one in `$PATH`.
-pub fn cargo() -> String {
-    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+///
+/// It does not see whose `cargo run` we are: build scripts ask to be run again when that changes, and with them half the
+/// workspace would be built anew by each command in turn.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.env_remove("CARGO_MANIFEST_DIR");
+    cargo
 }
 
 /// What cargo tells while it builds.

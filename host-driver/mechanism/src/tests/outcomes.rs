@@ -2,7 +2,7 @@
 
 use neap_abi::message::TASK_NONE;
 use neap_abi::txn::CREDIT_WORD;
-use neap_abi::{MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlags, Version};
+use neap_abi::{MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlags, VERSION, Version};
 use neap_queue::SlotWriter;
 
 use crate::cpu::{MEMBERS_MAX, Runs};
@@ -88,11 +88,11 @@ fn a_good_txn_places_its_task_and_moves_both_stamps() {
 type Case<'a> = (Outcome, &'a dyn Fn(&mut Bench<'_>, Txn) -> Txn);
 
 /// The case of a txn that was decided before a resync.
-const VOID: usize = 25;
+const VOID: usize = 26;
 
 #[test]
 fn every_refusal_has_its_reason() {
-    let cases: [Case<'_>; 26] = [
+    let cases: [Case<'_>; 27] = [
         (Outcome::Withdrawn, &|_, txn| Txn { operation: 0, ..txn }),
         (Outcome::TaskOnCpu, &|b, txn| {
             b.start(2, 1);
@@ -161,7 +161,12 @@ fn every_refusal_has_its_reason() {
         (Outcome::NoAgent, &|_, txn| Txn { incarnation: 9, ..txn }),
         (Outcome::UnsupportedVersion, &|b, txn| {
             b.mechanism.enclave(0).unwrap().set_agent(None, V1_0);
-            Txn { order: 3, ..txn }
+            Txn { order: 3, incarnation: 0, ..txn }
+        }),
+        (Outcome::UnsupportedVersion, &|b, txn| {
+            let older = Version { minor: 1, ..VERSION };
+            b.mechanism.enclave(0).unwrap().set_agent(None, older);
+            txn
         }),
         (Outcome::Poisoned, &|_, txn| Txn { credits: 9999, ..txn }),
         (Outcome::Affinity, &|b, txn| {
@@ -187,7 +192,7 @@ fn every_refusal_has_its_reason() {
         reached.insert(outcome);
         // In a group the other member is refused for it, and as little is changed. Some things are wrong with both, or with what
         // makes it a member.
-        let both = matches!(outcome, Outcome::Poisoned) || at == VOID;
+        let both = matches!(outcome, Outcome::Poisoned | Outcome::UnsupportedVersion) || at == VOID;
         let alone = matches!(outcome, Outcome::Withdrawn | Outcome::InvalidCpu | Outcome::NoAgent);
         if alone {
             continue;

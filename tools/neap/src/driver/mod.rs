@@ -1,7 +1,8 @@
-//! The kernel driver: what it says of itself, for each device a directory in debugfs with `key value` lines, and what it is
-//! asked through `/dev/neap0`.
+//! The kernel driver: what it says of itself, for each device a directory in debugfs with `key value` lines; the agents behind
+//! its devices; and the class that it schedules.
 
-pub mod manage;
+pub mod agents;
+pub mod class;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,6 +32,8 @@ pub struct State {
     pub link: String,
     /// The last fault's name; none if there was none.
     pub fault: Option<String>,
+    /// The function's address on the bus, if the driver says.
+    pub function: Option<String>,
 }
 
 impl State {
@@ -53,6 +56,11 @@ impl Device {
         found
     }
 
+    /// The device of that number.
+    pub fn of(debugfs: &Path, number: u32) -> Self {
+        Self { number, dir: debugfs.join(number.to_string()) }
+    }
+
     /// Its file.
     pub fn node(&self) -> PathBuf {
         PathBuf::from(format!("/dev/neap{}", self.number))
@@ -67,6 +75,7 @@ impl Device {
             agent_state: word("agent_state")?,
             link: word("link")?,
             fault: Some(word("fault")?).filter(|fault| fault != "none"),
+            function: said.get("function").cloned(),
         })
     }
 

@@ -16,9 +16,10 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, waitpid};
 
 use super::channel::Channel;
-use super::class::{self, Process};
 use super::life::{Guest, NAP, TELL};
+use super::processes::{self, Process};
 use super::tally::{Tally, Tasks};
+use crate::driver::class;
 use crate::measured::Measured;
 use crate::worker::{Line, Stream};
 
@@ -192,7 +193,7 @@ fn whole(bytes: &mut Vec<u8>) -> String {
 fn started(kept: &[u32]) -> Vec<Process> {
     let is_kept =
         |pid: i32| u32::try_from(pid).is_ok_and(|pid| pid == std::process::id() || kept.contains(&pid));
-    let mut found = class::processes(Path::new("/proc"));
+    let mut found = processes::all(Path::new("/proc"));
     found.retain(|process| !process.of_kernel && !is_kept(process.pid));
     found
 }

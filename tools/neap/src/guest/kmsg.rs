@@ -1,8 +1,10 @@
-//! The kernel's log: its last words for an error, and what in it must not be.
+//! The kernel's log: its last words for an error, and what it complains of.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
+
+use xtask::linux::complaints;
 
 /// Where it is read: one record a read.
 const KMSG: &str = "/dev/kmsg";
@@ -10,10 +12,6 @@ const KMSG: &str = "/dev/kmsg";
 const RECORD_BYTES: usize = 8192;
 /// Lines that are shown of it.
 const SHOWN: usize = 15;
-/// What begins the kernel's word on a fault of its own.
-const ALARMS: [&str; 7] =
-    ["BUG:", "WARNING:", "Oops", "general protection fault", "UBSAN:", "KASAN:", "INFO: task "];
-
 /// A reader of the log.
 #[derive(Debug)]
 pub struct Log {
@@ -51,10 +49,10 @@ impl Log {
         if last.is_empty() { String::new() } else { format!("\nkernel:\n  {}", last.join("\n  ")) }
     }
 
-    /// What the kernel said from line `from` on that it must not.
-    pub fn alarms(&mut self, from: usize) -> Vec<String> {
-        let lines = self.lines();
-        lines.get(from..).unwrap_or_default().iter().filter(|line| is_alarm(line)).cloned().collect()
+    /// What the kernel complained of from line `from` on.
+    pub fn complaints(&mut self, from: usize) -> Vec<String> {
+        let lines = self.lines().get(from..).unwrap_or_default().join("\n");
+        complaints(&lines).into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -62,10 +60,6 @@ impl Log {
 fn text(record: &str) -> Option<String> {
     let (_, text) = record.split_once(';')?;
     text.lines().next().map(str::to_owned)
-}
-
-fn is_alarm(line: &str) -> bool {
-    ALARMS.iter().any(|alarm| line.contains(alarm))
 }
 
 #[cfg(test)]
@@ -77,12 +71,5 @@ mod tests {
         let record = "4,1,0,-;neap 0: agent_dead: the kernel schedules; tasks go on\n SUBSYSTEM=pci\n";
         assert_eq!(text(record).unwrap(), "neap 0: agent_dead: the kernel schedules; tasks go on");
         assert_eq!(text("junk"), None);
-    }
-
-    #[test]
-    fn the_kernel_s_own_faults_are_told_from_its_chatter() {
-        assert!(is_alarm("WARNING: CPU: 1 PID: 7 at kernel/sched/ext.c:123"));
-        assert!(is_alarm("BUG: unable to handle page fault for address: 0000000000000010"));
-        assert!(!is_alarm("sched_ext: BPF scheduler \"neap\" enabled"));
     }
 }

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use neap_host::device;
 use rustix::system::{RebootCommand, reboot, uname};
 
 use super::channel::Channel;
@@ -20,7 +21,6 @@ use super::scheduler::Scheduler;
 use super::service;
 use super::tally::Tally;
 use crate::driver::Device;
-use crate::driver::manage::{Request, manage};
 use crate::manage::{Answer, GuestAsked};
 use crate::measured::Measured;
 use crate::worker::gets::Gets;
@@ -33,6 +33,8 @@ pub const NAP: Duration = Duration::from_millis(20);
 pub const TELL: Duration = Duration::from_millis(500);
 /// How long the driver may take to find the IPU and have an agent.
 const ATTACH: Duration = Duration::from_secs(60);
+/// How long the IPU's supervisor may take over a request.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the parts of a guest share.
 pub struct Guest {
@@ -117,8 +119,8 @@ fn session(guest: &Guest, log: &mut Log) -> Result<Measured> {
     {
         measured.troubles.push(format!("{error:#}"));
     }
-    let alarms = log.alarms(said_before).into_iter().map(|line| format!("the guest's kernel said: {line}"));
-    measured.troubles.extend(alarms);
+    let complaints = log.complaints(said_before).into_iter();
+    measured.troubles.extend(complaints.map(|line| format!("the guest's kernel complained: {line}")));
     Ok(measured)
 }
 
@@ -174,18 +176,21 @@ fn answer(asked: &GuestAsked, device: Option<&Device>, policy: &str) -> Answer {
     let Some(device) = device else {
         return Answer::Failed("the guest's driver has found no agent yet; ask again".to_owned());
     };
-    let request = match *asked {
-        GuestAsked::Load { image_bytes } => Request::Load { image_bytes, policy },
-        GuestAsked::Replace { trial_ms } => {
-            Request::Replace { trial: Duration::from_millis(trial_ms), policy }
+    let asked = || {
+        let node = device::Device::open(&device.node())?;
+        match *asked {
+            GuestAsked::Load { image_bytes } => node.load_laid(image_bytes, policy, PATIENCE),
+            GuestAsked::Replace { trial_ms } => {
+                node.replace(policy, Duration::from_millis(trial_ms), PATIENCE)
+            }
+            GuestAsked::Kill { grace_us } => node.kill(Duration::from_micros(grace_us), PATIENCE),
         }
-        GuestAsked::Kill { grace_us } => Request::Kill { grace: Duration::from_micros(grace_us) },
     };
-    match manage(&device.node(), request) {
-        Ok(incarnation) => {
-            Answer::Done(serde_json::json!({ "enclave": device.number, "incarnation": incarnation }))
+    match asked() {
+        Ok(reply) => {
+            Answer::Done(serde_json::json!({ "enclave": device.number, "incarnation": reply.incarnation }))
         }
-        Err(error) => Answer::Failed(format!("{error:#}")),
+        Err(error) => Answer::Failed(error.to_string()),
     }
 }
 

@@ -9,8 +9,6 @@ pub mod order;
 #[cfg(feature = "linux")]
 mod channel;
 #[cfg(feature = "linux")]
-mod class;
-#[cfg(feature = "linux")]
 mod command;
 #[cfg(feature = "linux")]
 mod kmsg;
@@ -18,6 +16,8 @@ mod kmsg;
 mod life;
 #[cfg(feature = "linux")]
 mod module;
+#[cfg(feature = "linux")]
+mod processes;
 #[cfg(feature = "linux")]
 mod scheduler;
 #[cfg(feature = "linux")]

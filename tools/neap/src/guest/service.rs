@@ -16,9 +16,9 @@ use hdrhistogram::Histogram;
 use neap_host::report::Latency;
 use neap_host::worker::{Step, Work};
 
-use super::class;
 use super::life::{Guest, NAP, TELL};
 use super::tally::{Tally, Tasks};
+use crate::driver::class;
 use crate::measured::{Distribution, Measured};
 use crate::worker::arrivals::Arrivals;
 use crate::worker::gets::Gets;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use neap_abi::hello::HELLO_BYTES;
 use neap_abi::line::{LINE_BYTES, Tag, WORDS, open};
 use neap_abi::{AgentControl, EpitaphRecord, Hello, Payload, Region, RegionKind, VERSION};
+use neap_host::device::DeviceWindow;
 use neap_host::manager::Agents;
 use neap_host::window::records;
 use xtask::paths;
@@ -39,7 +40,16 @@ pub struct Snapshot {
 /// A look into one enclave's window.
 #[derive(Debug)]
 pub struct View {
-    window: File,
+    window: Source,
+}
+
+/// Where a window can be read.
+#[derive(Debug)]
+enum Source {
+    /// In the file that it is, or a copy.
+    File(File),
+    /// Through a driver.
+    Device(DeviceWindow),
 }
 
 impl Snapshot {
@@ -72,7 +82,7 @@ impl Snapshot {
         let view = |enclave| {
             let window = File::open(dir.join(window_name(enclave)));
             let window = window.with_context(|| format!("a window in {} can't be opened", dir.display()))?;
-            Ok(View { window })
+            Ok(View { window: Source::File(window) })
         };
         let views = (0..notes.parameters.enclaves.len()).map(view).collect::<Result<_>>()?;
         Ok(Self { dir: dir.to_owned(), running, notes, views })
@@ -80,11 +90,24 @@ impl Snapshot {
 }
 
 impl View {
+    /// Through a driver.
+    pub fn of_device(window: DeviceWindow) -> Self {
+        Self { window: Source::Device(window) }
+    }
+
     /// The hello page, checked.
     pub fn hello(&self) -> Result<Hello> {
         let mut page = vec![0; HELLO_BYTES];
-        self.window.read_exact_at(&mut page, 0).context("reading the hello page")?;
-        Ok(Hello::read(&page, self.window.metadata()?.len(), VERSION)?)
+        self.read(&mut page, 0).context("reading the hello page")?;
+        Ok(Hello::read(&page, self.bytes()?, VERSION)?)
+    }
+
+    /// The window's size in bytes.
+    fn bytes(&self) -> Result<u64> {
+        match &self.window {
+            Source::File(file) => Ok(file.metadata()?.len()),
+            Source::Device(window) => Ok(window.bytes()),
+        }
     }
 
     /// The IPU's control line; none when no firmware has written one.
@@ -107,7 +130,7 @@ impl View {
     fn line(&self, offset: u64) -> Result<Option<Payload>> {
         for _ in 0..TRIES {
             let mut bytes = [0; LINE_BYTES];
-            self.window.read_exact_at(&mut bytes, offset).context("reading a line")?;
+            self.read(&mut bytes, offset).context("reading a line")?;
             let words: [u64; WORDS] =
                 std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 * i + byte])));
             if words == [0; WORDS] {
@@ -125,7 +148,7 @@ impl View {
         let mut found = Vec::new();
         for region in hello.regions().filter(|region| region.kind == RegionKind::Epitaph) {
             let mut bytes = vec![0; usize::try_from(region.bytes)?];
-            self.window.read_exact_at(&mut bytes, region.offset).context("reading epitaphs")?;
+            self.read(&mut bytes, region.offset).context("reading epitaphs")?;
             found.extend(records(&bytes));
         }
         Ok(found)
@@ -138,7 +161,10 @@ impl View {
 
     /// Reads `bytes` from `offset` of the window.
     pub fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.window.read_exact_at(bytes, offset)
+        match &self.window {
+            Source::File(file) => file.read_exact_at(bytes, offset),
+            Source::Device(window) => window.read(bytes, offset),
+        }
     }
 }
 
@@ -189,7 +215,7 @@ pub fn keep(dir: &Path) -> Result<()> {
 /// Copies the hello page, the agent's and the supervisor's lines, logs and epitaphs to their places in a file full of holes.
 fn copy_window(from: &View, to: &Path) -> Result<()> {
     let copy = File::create(to)?;
-    copy.set_len(from.window.metadata()?.len())?;
+    copy.set_len(from.bytes()?)?;
     let mut page = vec![0; HELLO_BYTES];
     from.read(&mut page, 0)?;
     copy.write_all_at(&page, 0)?;

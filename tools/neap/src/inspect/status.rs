@@ -1,16 +1,20 @@
 //! `neap status`: each enclave's hello page, agents, bindings, books and epitaphs.
 
+use std::path::Path;
+
 use anyhow::Result;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use neap_abi::image::rights;
 use neap_abi::supervisor::{Binding, Books, Identity};
 use neap_abi::{AgentControl, EpitaphRecord, Hello, Version};
+use neap_host::device::Device;
 use neap_host::manager::Agents;
 use neap_host::report::EpitaphReport;
 use serde_json::{Value, json};
 
 use super::snapshot::{Snapshot, View};
+use crate::driver::agents;
 use crate::enclaves::EnclaveAsked;
 use crate::print;
 
@@ -32,11 +36,9 @@ impl Seen {
         Ok(Self { hello, agent, agents, epitaphs })
     }
 
-    fn json(&self, asked: &EnclaveAsked) -> Value {
+    fn json(&self) -> Value {
         let Agents { running, standby, books, bindings } = &self.agents;
         json!({
-            "cpus": asked.cpus().collect::<Vec<_>>(),
-            "policy": asked.policy,
             "hello": self.hello.as_ref().ok().map(of_hello),
             "hello_error": self.hello.as_ref().err().map(|error| format!("{error:#}")),
             "agent": self.agent.as_ref().map(of_agent),
@@ -73,13 +75,23 @@ impl Seen {
     }
 }
 
-/// Prints where an instance stands, as a table or as one JSON object.
-pub fn status(as_json: bool) -> Result<()> {
+/// Prints where an instance stands, or a device, as a table or as one JSON object.
+pub fn status(as_json: bool, device: Option<&Path>) -> Result<()> {
+    let devices = agents::meant(device)?;
+    if !devices.is_empty() {
+        return of_devices(&devices, as_json);
+    }
     let snapshot = Snapshot::find()?;
     let seen = snapshot.views.iter().map(Seen::in_view).collect::<Result<Vec<_>>>()?;
     let asked = &snapshot.notes.parameters.enclaves;
     let text = if as_json {
-        let enclaves: Vec<Value> = seen.iter().zip(asked).map(|(seen, asked)| seen.json(asked)).collect();
+        let of = |(seen, asked): (&Seen, &EnclaveAsked)| {
+            let mut enclave = seen.json();
+            enclave["cpus"] = asked.cpus().collect::<Vec<_>>().into();
+            enclave["policy"] = asked.policy.clone().into();
+            enclave
+        };
+        let enclaves: Vec<Value> = seen.iter().zip(asked).map(of).collect();
         let mut object = json!({
             "running": snapshot.running,
             "pid": snapshot.notes.pid,
@@ -102,6 +114,28 @@ pub fn status(as_json: bool) -> Result<()> {
         lines.join("\n")
     };
     print(&text)
+}
+
+/// Prints where this machine's own enclaves stand.
+fn of_devices(devices: &[Device], as_json: bool) -> Result<()> {
+    let (mut enclaves, mut lines) = (Vec::new(), Vec::new());
+    for device in devices {
+        let info = device.info()?;
+        let seen = Seen::in_view(&View::of_device(device.window()?))?;
+        if as_json {
+            let mut enclave = seen.json();
+            enclave["device"] = device.path().to_string_lossy().into();
+            enclave["driver"] = agents::of_info(&info);
+            enclaves.push(enclave);
+        } else {
+            lines.push(rows(&format!("{}", device.path().display()), &agents::of_info(&info)));
+            lines.extend(seen.lines());
+        }
+    }
+    if as_json {
+        return print(&format!("{:#}", json!({ "running": true, "ran_on": "driver", "enclaves": enclaves })));
+    }
+    print(&lines.join("\n"))
 }
 
 fn binding_table(bindings: &[Binding]) -> String {

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use rustix::process::geteuid;
 
+/// Where the kernel shows its schedulers.
+const SCHED_EXT: &str = "kernel/sched_ext";
+
 /// The kernel, as its files show it.
 #[derive(Clone, Debug)]
 pub struct Kernel {
@@ -35,7 +38,7 @@ impl Kernel {
                 "this kernel has no type information (/sys/kernel/btf/vmlinux); use one with CONFIG_DEBUG_INFO_BTF"
             );
         }
-        if !self.has("kernel/sched_ext/state") {
+        if !self.has(Path::new(SCHED_EXT).join("state")) {
             bail!("this kernel has no sched_ext; use one of 7.3 or later with CONFIG_SCHED_CLASS_EXT");
         }
         match self.other().as_deref() {
@@ -50,13 +53,13 @@ impl Kernel {
         if !self.scheduler_is_there() {
             return None;
         }
-        let name = self.word("kernel/sched_ext/root/ops").unwrap_or_default();
+        let name = self.word(Path::new(SCHED_EXT).join("root").join("ops")).unwrap_or_default();
         Some(if name.is_empty() { "without a name".to_owned() } else { name })
     }
 
     /// Whether some scheduler is attached.
     pub fn scheduler_is_there(&self) -> bool {
-        self.word("kernel/sched_ext/state").is_some_and(|state| state != "disabled")
+        self.word(Path::new(SCHED_EXT).join("state")).is_some_and(|state| state != "disabled")
     }
 
     /// Whether the driver is loaded.
@@ -68,7 +71,7 @@ impl Kernel {
         self.sys.join(file).exists()
     }
 
-    fn word(&self, file: &str) -> Option<String> {
+    fn word(&self, file: impl AsRef<Path>) -> Option<String> {
         fs::read_to_string(self.sys.join(file)).ok().map(|text| text.trim().to_owned())
     }
 }
@@ -85,22 +88,22 @@ mod tests {
     fn what_the_kernel_lacks_is_named_with_its_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let kernel = Kernel { sys: dir.path().to_owned() };
-        let put = |file: &str, text: &str| {
-            let path = dir.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
+        let put = |place: &str, file: &str, text: &str| {
+            let place = dir.path().join(place);
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join(file), text).unwrap();
         };
         assert!(error(&kernel).contains("mount -t sysfs"));
-        put("kernel/other", "");
+        put("kernel", "other", "");
         assert!(error(&kernel).contains("CONFIG_DEBUG_INFO_BTF"));
-        put("kernel/btf/vmlinux", "");
+        put("kernel/btf", "vmlinux", "");
         assert!(error(&kernel).contains("CONFIG_SCHED_CLASS_EXT"));
-        put("kernel/sched_ext/state", "disabled\n");
+        put(SCHED_EXT, "state", "disabled\n");
         kernel.check_files().unwrap();
-        put("kernel/sched_ext/state", "enabled\n");
-        put("kernel/sched_ext/root/ops", "simple\n");
+        put(SCHED_EXT, "state", "enabled\n");
+        put("kernel/sched_ext/root", "ops", "simple\n");
         assert!(error(&kernel).contains("another scheduler is attached, simple"));
-        put("kernel/sched_ext/root/ops", "neap\n");
+        put("kernel/sched_ext/root", "ops", "neap\n");
         assert!(error(&kernel).contains("attached already"));
         assert!(!kernel.driver_is_there());
     }

@@ -3,10 +3,10 @@
 //! The guest has two serial lines. The first is its console, which goes to a file. On the second it reports, line by line.
 
 use std::fs::{self, File as OsFile};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -106,6 +106,7 @@ pub(super) fn command(
 /// A running guest. Dropped, it is gone.
 pub struct Guest {
     child: Child,
+    orders: ChildStdin,
     reports: Receiver<String>,
     directory: TempDir,
 }
@@ -124,12 +125,28 @@ impl Guest {
             tempfile::Builder::new().prefix(&format!("neap-guest-{}-", std::process::id())).tempdir()?;
         let remarks = OsFile::create(directory.path().join("qemu"))?;
         let mut command = command(qemu, image, base, boot, directory.path())?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(remarks);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks);
         let mut child = command.spawn().context("the root's QEMU does not start")?;
         let (sender, reports) = mpsc::channel();
         let lines = BufReader::new(child.stdout.take().context("QEMU has no stdout")?);
         thread::spawn(move || forward(lines, &sender));
-        Ok(Self { child, reports, directory })
+        let orders = child.stdin.take().context("QEMU has no stdin")?;
+        Ok(Self { child, orders, reports, directory })
+    }
+
+    /// Says a line to the guest, on the line on which it reports.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let said = self.orders.write_all(format!("{line}\n").as_bytes()).and_then(|()| self.orders.flush());
+        said.context("the guest hears nothing more")
+    }
+
+    /// The guest's next report, if it is there.
+    pub fn heard(&mut self) -> Result<Option<String>> {
+        match self.reports.try_recv() {
+            Ok(line) => Ok(Some(line)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => bail!("the guest has ended"),
+        }
     }
 
     /// The guest's next report, waiting for one up to `timeout`; nothing when it has ended and said all.
@@ -163,9 +180,17 @@ impl Guest {
 
     /// Unplugs the function `index`, and waits until the guest's kernel has let it go.
     pub fn unplug(&mut self, index: usize) -> Result<()> {
-        let device = format!("neap{index}");
-        let mut qmp = Qmp::connect(&self.directory.path().join("qmp"))?;
-        qmp.unplug(&device, UNPLUG).with_context(|| format!("unplugging {device}\n{}", self.tail()))
+        self.unplugger(index)().with_context(|| self.tail())
+    }
+
+    /// As [`Guest::unplug`], for another thread: whoever looks after the guest may have to go on.
+    pub fn unplugger(&self, index: usize) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let socket = self.directory.path().join("qmp");
+        move || {
+            let device = format!("neap{index}");
+            let unplugged = Qmp::connect(&socket).and_then(|mut qmp| qmp.unplug(&device, UNPLUG));
+            unplugged.with_context(|| format!("unplugging {device}"))
+        }
     }
 
     /// The console's file.

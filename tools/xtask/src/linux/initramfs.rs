@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use cpio::newc::{self, Builder, ModeFileType};
@@ -160,7 +159,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 /// Builds the `neap` that goes into a guest.
 pub(super) fn neap() -> Result<PathBuf> {
     setup::libelf()?;
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     command.current_dir(paths::root()).args(["build", "--release", "--package", "neap", "--bin", "neap"]);
     if !FEATURES.is_empty() {
         command.args(["--features", FEATURES]);

@@ -281,7 +281,7 @@ fn build(toolchain: &Toolchain, built: &Path) -> Result<()> {
     fs::write(work.path().join("Cargo.toml"), MANIFEST)?;
     fs::write(work.path().join("src/lib.rs"), "#![no_std]\n")?;
     let mut step = Step::start(format!("building core and alloc for {TARGET} from source, about a minute"));
-    let mut command = Command::new(crate::firmware::cargo());
+    let mut command = crate::firmware::cargo();
     command
         .current_dir(work.path())
         .args(["build", "--release", "--target", TARGET, "-Zbuild-std=core,alloc,compiler_builtins"])

@@ -34,7 +34,7 @@ const TAIL: usize = 200;
 
 /// `cargo`, in the checkout.
 fn in_checkout(args: &[&str]) -> Command {
-    let mut command = Command::new(cargo());
+    let mut command = cargo();
     command.current_dir(paths::root()).args(args).env("CARGO_TERM_COLOR", "never");
     command
 }

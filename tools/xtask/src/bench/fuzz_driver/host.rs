@@ -198,7 +198,7 @@ impl<'m> Fuzzed<'m> {
         let number = line.read_any().map_or(0, |(payload, _)| Txn::from_payload(&payload).id);
         let incarnation = match random.random_range(0..4) {
             0 => random.random_range(0..self.incarnation + 2),
-            _ => self.incarnation,
+            _ => self.kernel.mechanism.enclave(0).and_then(|enclave| enclave.agent()).unwrap_or(0),
         };
         let id = if random.random_range(0..8) == 0 { random.random() } else { number.wrapping_add(1) };
         let credits = if txn.credits == 0 { self.agent.taken() } else { txn.credits };
@@ -385,7 +385,7 @@ impl<'m> Fuzzed<'m> {
         let version =
             Version { minor: VERSION.minor - random.random_range(0..3).min(VERSION.minor), ..VERSION };
         let only = (version.minor >= 2).then_some(self.incarnation);
-        self.agent = Agent::new(self.memory.window(0), self.agent.taken(), self.incarnation);
+        self.agent = Agent::new(self.memory.window(0), self.agent.taken(), only.unwrap_or(0));
         self.kernel.host.attach(&self.kernel.mechanism, 0, only, version, true);
         for cpu in 0..CPUS {
             self.kernel.kick(cpu);

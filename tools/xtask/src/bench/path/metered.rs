@@ -48,7 +48,7 @@ impl Parts {
     pub fn new(qemu: PathBuf, elf: PathBuf, agent: PathBuf) -> Result<Self> {
         let text = process::output(Command::new(&qemu).arg("--version"), Limits::total(20))?;
         let version = QemuVersion::parse(&text).context("QEMU does not say its version")?;
-        let mut build = Command::new(firmware::cargo());
+        let mut build = firmware::cargo();
         build
             .current_dir(paths::root())
             .env(api::VERSION_VARIABLE, api::declared_by(version).to_string())

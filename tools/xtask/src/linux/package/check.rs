@@ -1,6 +1,6 @@
 //! Tries a package out: in a copy of what the root knows of its packages it is installed, looked at, and purged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 
@@ -105,12 +105,12 @@ fn judge(parts: &BTreeMap<&str, Vec<&str>>, release: &str) -> Result<u64> {
     let built_for = vermagic.split_whitespace().next() == Some(release);
     holds(built_for, &format!("the module is not built for {release}"), "modinfo")?;
     let example = read("host-driver/package/modprobe.conf")?;
-    let defaults = defaults(&example);
+    let (defaults, open) = options(&example);
     let parameters: BTreeMap<&str, &str> =
         modinfo.iter().filter_map(|line| line.strip_prefix("parm:")?.trim().split_once(':')).collect();
-    let same = parameters.keys().eq(defaults.keys());
+    let same = parameters.keys().copied().eq(defaults.keys().chain(&open).copied().collect::<BTreeSet<_>>());
     holds(same, "modprobe.conf and the module have not the same parameters", "modinfo")?;
-    for (name, told) in &parameters {
+    for (name, told) in parameters.iter().filter(|(name, _)| !open.contains(*name)) {
         let default = defaults.get(name).is_some_and(|value| told.contains(&format!("(default: {value})")));
         holds(default, &format!("{name} is not told with the default that modprobe.conf has"), "modinfo")?;
     }
@@ -140,10 +140,13 @@ fn judge(parts: &BTreeMap<&str, Vec<&str>>, release: &str) -> Result<u64> {
     Ok(held)
 }
 
-/// The parameters that modprobe's configuration sets.
-fn defaults(conf: &str) -> BTreeMap<&str, &str> {
-    let options = conf.lines().filter_map(|line| line.strip_prefix("options neap "));
-    options.flat_map(str::split_whitespace).filter_map(|word| word.split_once('=')).collect()
+/// The parameters that modprobe's configuration sets, and those that it shows and leaves open.
+fn options(conf: &str) -> (BTreeMap<&str, &str>, BTreeSet<&str>) {
+    let of = |start: &'static str| {
+        let lines = conf.lines().filter_map(move |line| line.strip_prefix(start));
+        lines.flat_map(str::split_whitespace).filter_map(|word| word.split_once('='))
+    };
+    (of("options neap ").collect(), of("# options neap ").map(|(name, _)| name).collect())
 }
 
 #[cfg(test)]
@@ -159,8 +162,10 @@ mod tests {
 
     #[test]
     fn modprobe_s_example_is_read() {
-        let defaults = defaults("# options neap tasks=1\noptions neap tasks=4096 policy=fifo\n");
+        let (defaults, open) =
+            options("# Words.\n# options neap cpus=0-3\noptions neap tasks=4096 policy=fifo\n");
         assert_eq!(defaults.into_iter().collect::<Vec<_>>(), [("policy", "fifo"), ("tasks", "4096")]);
+        assert_eq!(open.into_iter().collect::<Vec<_>>(), ["cpus"]);
     }
 
     #[test]

@@ -9,7 +9,6 @@ mod depends;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -140,7 +139,7 @@ fn control(version: &str, release: &str, depends: &[String]) -> String {
 
 /// The licences, and those of the crates that the program holds code of.
 fn copyright() -> Result<String> {
-    let mut tree = Command::new(cargo());
+    let mut tree = cargo();
     tree.current_dir(paths::root()).args(["tree", "--package", "neap", "--features", initramfs::FEATURES]);
     tree.args(["--edges", "normal", "--prefix", "none", "--format", "{p}: {l}"]);
     let tree = process::output(&mut tree, Limits::total(120))?;

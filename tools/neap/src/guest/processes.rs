@@ -1,24 +1,7 @@
-//! The scheduling class that the IPU serves, and the tasks in it.
+//! The machine's processes.
 
 use std::fs;
-use std::io;
 use std::path::Path;
-
-/// `SCHED_EXT` in `linux/sched.h`.
-pub const SCHED_EXT: i32 = 7;
-
-/// Puts the calling thread, and all that it starts from then on, into the class.
-///
-/// Async-signal-safe: one system call.
-pub fn enter() -> io::Result<()> {
-    // SAFETY: a structure of one integer; all zero is a priority of 0, the only one that the class has.
-    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is to a live local, and 0 names the calling thread.
-    match unsafe { libc::sched_setscheduler(0, SCHED_EXT, &parameters) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
 /// A process, as its `stat` tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +27,7 @@ impl Process {
 const KERNEL_THREAD: u64 = 0x0020_0000;
 
 /// All processes under `proc`.
-pub fn processes(proc: &Path) -> Vec<Process> {
+pub fn all(proc: &Path) -> Vec<Process> {
     let entries = fs::read_dir(proc).into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter_map(|pid| of_stat(&fs::read_to_string(proc.join(format!("{pid}/stat"))).ok()?)).collect()
@@ -77,8 +60,6 @@ mod tests {
     #[test]
     fn we_are_among_all() {
         let ours = i32::try_from(std::process::id()).unwrap();
-        assert!(
-            processes(Path::new("/proc")).iter().any(|process| process.pid == ours && !process.of_kernel)
-        );
+        assert!(all(Path::new("/proc")).iter().any(|process| process.pid == ours && !process.of_kernel));
     }
 }

@@ -1,0 +1,235 @@
+//! Stage `linux`: a real Linux guest with the driver, and in the IPU's place a peer that follows a script, so that every
+//! race comes when it is due. On Debian's own kernel, or on one that looks for mistakes.
+//!
+//! 1. Each case says what was expected, what came, what the agent knew, and the last lines of the kernel's log.
+//! 2. After each, the verdicts that the driver has counted are those that the agent was told, one by one; no task is left
+//!    over; the kernel has complained of nothing.
+//! 3. Cases that share a machine share its boot, but no task.
+//!
+//! A plain run takes Debian's own kernel and the cases of one txn each. `NEAP_LINUX=stock` takes all cases, `NEAP_LINUX=stock:task`
+//! those with `task` in their name, and `NEAP_LINUX=debug` the kernel that looks for mistakes, which takes minutes to build.
+
+mod enclaves;
+mod falls;
+mod garbage;
+mod ipu;
+mod kills;
+mod lives;
+mod outcomes;
+mod rig;
+mod view;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use neap_abi::Outcome;
+
+use super::Verdict;
+use crate::firmware::cargo;
+use crate::linux::{Flavour, Kit, Times, complaints};
+use crate::paths;
+use crate::process::{self, Limits};
+use crate::progress::Step;
+use ipu::USUAL;
+use rig::{Counters, Machine, Rig};
+
+/// One case.
+struct Case {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&mut Rig) -> Result<()>,
+}
+
+/// Cases that share a machine.
+struct Group {
+    name: &'static str,
+    machine: Machine<'static>,
+    prepare: fn(&mut Rig) -> Result<()>,
+    cases: &'static [&'static [Case]],
+}
+
+const GROUPS: &[Group] = &[
+    Group {
+        name: "decisions",
+        machine: Machine { cpus: 4, functions: &[4], words: &[] },
+        // Nobody is late, and nobody makes room, where that is not what is tried.
+        prepare: |rig| prepare(rig, "watchdog_ms=600000 turn_ms=600000"),
+        cases: &[outcomes::CASES, kills::CASES, lives::CASES],
+    },
+    Group {
+        name: "falls",
+        machine: Machine { cpus: 4, functions: &[4], words: &[] },
+        prepare: |rig| prepare(rig, falls::PARAMETERS),
+        cases: &[falls::CASES, garbage::CASES],
+    },
+    Group {
+        name: "two functions",
+        machine: Machine { cpus: 4, functions: &[4, 4], words: &[] },
+        prepare: |rig| prepare(rig, enclaves::PARAMETERS),
+        cases: &[enclaves::CASES],
+    },
+];
+
+/// How long the driver's counters may take to come to what the agent was told.
+const SETTLE: Duration = Duration::from_secs(5);
+
+pub(super) fn run() -> Result<Verdict> {
+    let asked = std::env::var("NEAP_LINUX").ok();
+    let only = asked.clone().unwrap_or_else(|| Flavour::Stock.name().to_owned());
+    let (kernel, name) = only.split_once(':').unwrap_or((&only, ""));
+    let puppet = puppet()?;
+    let mut verdict = Verdict::default();
+    for flavour in [Flavour::Stock, Flavour::Debug] {
+        if !flavour.name().starts_with(kernel) {
+            continue;
+        }
+        let mut times = Times::default();
+        let kit = Kit::ready(flavour, &mut times)?;
+        for group in GROUPS {
+            let all = group.cases.iter().copied().flatten().filter(|case| case.name.contains(name));
+            let plain = |case: &&Case| outcomes::CASES.iter().any(|one| one.name == case.name);
+            let chosen: Vec<&Case> = all.filter(|case| asked.is_some() || plain(case)).collect();
+            if !chosen.is_empty() {
+                tried(&mut verdict, flavour, &kit, &puppet, group, &chosen)?;
+            }
+            if verdict.failing() {
+                return Ok(verdict);
+            }
+        }
+    }
+    Ok(verdict)
+}
+
+/// Builds what does in the guest what it is told.
+fn puppet() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.current_dir(paths::root());
+    command.args(["build", "--release", "--package", "neap-puppet", "--bin", "puppet"]);
+    let mut step = Step::start("building the guest's puppet");
+    let done = process::run(&mut command, Limits::total(600), &mut step)?;
+    if !done.ok() {
+        bail!("the puppet does not build: {}\n{}", done.verdict(), done.tail(100));
+    }
+    step.done();
+    Ok(paths::target_dir().join("release/puppet"))
+}
+
+fn tried(
+    verdict: &mut Verdict,
+    flavour: Flavour,
+    kit: &Kit,
+    puppet: &std::path::Path,
+    group: &Group,
+    cases: &[&Case],
+) -> Result<()> {
+    let kernel = flavour.name();
+    let step = Step::start(format!("{kernel}, {}: the guest boots", group.name));
+    let mut rig = Rig::boot(kit, &group.machine, puppet)?;
+    if let Err(error) = (group.prepare)(&mut rig) {
+        verdict.fail(format!("{kernel}, {}: {error:#}\n{}", group.name, rig.in_words()));
+        return Ok(());
+    }
+    step.done();
+    for case in cases {
+        let what = format!("{kernel}: {}: {}", case.name, case.about);
+        let step = Step::start(what.clone());
+        if let Err(error) = one(&mut rig, case) {
+            let words = rig.in_words();
+            let console = kept(&rig, kernel)?;
+            verdict.fail(format!("{what}: {error:#}\n{words}\nall of it is in {}", console.display()));
+            return Ok(());
+        }
+        step.done();
+        verdict.pass();
+    }
+    Ok(())
+}
+
+/// Keeps the console of a machine on which a case has failed, and what agents were told.
+fn kept(rig: &Rig, kernel: &str) -> Result<PathBuf> {
+    let path = paths::target_dir().join(format!("linux/{kernel}.failed"));
+    let mut text = rig.guest.console();
+    for ipu in &rig.ipus {
+        text += "\nAn agent was told:\n";
+        ipu.view.messages.iter().for_each(|message| text += &(view::told(message) + "\n"));
+    }
+    std::fs::write(&path, text).with_context(|| format!("{} can't be written", path.display()))?;
+    Ok(path)
+}
+
+/// Loads the driver, with an IPU there, and puts the scheduler in its place.
+fn prepare(rig: &mut Rig, parameters: &str) -> Result<()> {
+    for ipu in &mut rig.ipus {
+        ipu.boot(USUAL)?;
+    }
+    rig.load(parameters)?;
+    for ipu in 0..rig.ipus.len() {
+        rig.until("the driver attaches", rig::PATIENCE, |rig| rig.ipus[ipu].sessions > 0)?;
+        rig.until_decides(ipu)?;
+    }
+    rig.attach()
+}
+
+/// Runs a case, and judges what it left.
+fn one(rig: &mut Rig, case: &Case) -> Result<()> {
+    rig.ipus.iter_mut().for_each(|ipu| ipu.view.messages.clear());
+    let before = balances(rig)?;
+    let agents: u32 = rig.ipus.iter().map(|ipu| ipu.agents).sum();
+    (case.run)(rig)?;
+    rig.end_workers()?;
+    let same = agents == rig.ipus.iter().map(|ipu| ipu.agents).sum::<u32>();
+    let left: Vec<u32> = rig.ipus.iter().flat_map(|ipu| ipu.view.tasks.keys().copied()).collect();
+    ensure!(left.is_empty(), "expected: no task is left; there are {left:?}");
+    // What an agent that has ended was to be told is told to nobody.
+    if same {
+        balanced(rig, &before)?;
+    }
+    let oddities: Vec<String> = rig.ipus.iter_mut().flat_map(|ipu| ipu.view.oddities.drain(..)).collect();
+    ensure!(oddities.is_empty(), "expected: all that is told can be; but\n  {}", oddities.join("\n  "));
+    let console = rig.guest.console();
+    let complaints = complaints(&console);
+    ensure!(complaints.is_empty(), "the kernel complains:\n  {}", complaints.join("\n  "));
+    Ok(())
+}
+
+/// The driver's counters and what the agent was told, of each function.
+type Balances = Vec<(Counters, [u64; Outcome::ALL.len()])>;
+
+fn balances(rig: &mut Rig) -> Result<Balances> {
+    let mut all = Vec::new();
+    for function in 0..rig.ipus.len() {
+        let counters = rig.counters(function)?;
+        all.push((counters, rig.ipus[function].view.told));
+    }
+    Ok(all)
+}
+
+/// Waits until the verdicts counted since `before` are those told since.
+fn balanced(rig: &mut Rig, before: &Balances) -> Result<()> {
+    let since = std::time::Instant::now();
+    loop {
+        let mut apart = Vec::new();
+        for (function, (counters, told)) in before.iter().enumerate() {
+            let more = rig.counters(function)?.since(counters);
+            for outcome in Outcome::ALL.into_iter().skip(1) {
+                let heard = rig.ipus[function].view.told(outcome) - told[outcome as usize];
+                let counted = more.of_outcome(outcome)?;
+                if heard != counted {
+                    apart.push(format!("{} {counted} times, and told {heard} times", outcome.name()));
+                }
+            }
+            for fault in ["messages_dropped", "latch_failures"] {
+                let count = more.of(fault).context("the driver's counters")?;
+                if count != 0 {
+                    apart.push(format!("{fault} {count}"));
+                }
+            }
+        }
+        if apart.is_empty() {
+            return Ok(());
+        }
+        ensure!(since.elapsed() < SETTLE, "expected: each verdict is told once; {}", apart.join("; "));
+        rig.go_on(Duration::from_millis(20))?;
+    }
+}
