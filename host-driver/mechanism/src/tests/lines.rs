@@ -171,6 +171,26 @@ fn what_waits_to_be_told_of_a_task_is_told_before_what_comes_after() {
     assert_eq!(stamps, [bench.word(1).stamp - 1, bench.word(1).stamp]);
 }
 
+/// A task that exits is not asked of: the kernel may put it into another CPU's queue without a word.
+#[test]
+fn a_cpu_that_lost_its_task_without_a_word_tells_when_it_idles() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory);
+    bench.start(1, 1);
+    bench.mechanism.switch(&bench.host, 1, Runs::Other);
+    bench.mechanism.switch(&bench.host, 1, Runs::Idle);
+    let [line] = bench.sent().try_into().unwrap();
+    assert_eq!((line.cpu, line.flags), (1, TaskFlags::CPU_IDLE));
+    assert_eq!(bench.mechanism.cpu(1).unwrap().task(), TASK_NONE);
+    // It had only been waiting, and goes on where it was.
+    bench.mechanism.running(&bench.host, 1, 1);
+    assert_eq!((bench.mechanism.cpu(1).unwrap().task(), bench.word(1).phase), (1, Phase::OnCpu));
+    // Or it has come to run elsewhere.
+    bench.mechanism.running(&bench.host, 1, 2);
+    assert_eq!(bench.mechanism.cpu(1).unwrap().task(), TASK_NONE);
+    assert_eq!((bench.mechanism.cpu(2).unwrap().task(), bench.word(1).cpu), (1, 2));
+}
+
 #[test]
 fn no_verdict_is_told_in_anothers_place() {
     let memory = memory();

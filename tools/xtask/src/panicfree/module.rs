@@ -5,6 +5,8 @@
 //! reaches a function of the kernel's that is not known to be fit for such a place, and where it can't tell.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
@@ -87,6 +89,15 @@ struct Module<'data> {
     places: BTreeMap<(Section, u64), usize>,
     /// Relocations by their place.
     relocations: BTreeMap<(Section, u64), (RelocationTarget, i64)>,
+}
+
+/// Checks the module in a file, from all of its functions on that run under a runqueue's lock or with interrupts off.
+///
+/// # Errors
+/// The file is no module that can be checked.
+pub fn check_file(ko: &Path) -> Result<Report> {
+    let bytes = fs::read(ko).with_context(|| format!("{} can't be read", ko.display()))?;
+    check(&bytes, &entries(&bytes)?)
 }
 
 /// The functions of a module that run under a runqueue's lock or with interrupts off, by their symbols.
@@ -323,5 +334,86 @@ impl<'data> Module<'data> {
         }
         chain.reverse();
         chain
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// What rustc makes of `source`, as one object.
+    fn object(source: &str) -> Vec<u8> {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("source.rs"), directory.path().join("module.o"));
+        fs::write(&from, format!("#![no_std]\n{source}")).unwrap();
+        let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        rustc.args(["--crate-type=rlib", "--emit=obj", "--target=x86_64-unknown-linux-gnu", "-Cpanic=abort"]);
+        rustc.args([
+            "-Copt-level=2",
+            "-Coverflow-checks=on",
+            "-Ccodegen-units=1",
+            "-Crelocation-model=static",
+        ]);
+        let done = rustc.arg("-o").arg(&to).arg(&from).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        fs::read(to).unwrap()
+    }
+
+    fn findings(source: &str, entry: &str) -> Vec<String> {
+        let report = check(&object(source), &[entry.to_owned()]).unwrap();
+        report.findings.iter().map(ToString::to_string).collect()
+    }
+
+    const HELPERS: &str = "
+        #[no_mangle] #[inline(never)] pub extern \"C\" fn sum(a: u64, b: u64) -> u64 { a + b }
+        #[no_mangle] #[inline(never)] pub extern \"C\" fn wraps(a: u64, b: u64) -> u64 { a.wrapping_add(b) }
+        #[no_mangle] pub extern \"C\" fn neap_rs_beat(a: u64) -> u64 { sum(a, a) }
+        extern \"C\" { fn mutex_lock(a: u64) -> u64; fn ktime_get_mono_fast_ns() -> u64; }";
+
+    #[test]
+    fn a_panic_is_found_behind_calls() {
+        let source = format!(
+            "{HELPERS}\n#[no_mangle] pub extern \"C\" fn neap_a(a: u64) -> u64 {{ sum(wraps(a, 1), 3) ^ 1 }}"
+        );
+        let found = findings(&source, "neap_a");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains("a panic can be reached") && found[0].contains("panic_const_add_overflow"));
+        assert!(found[0].contains("\n  neap_a\n   sum"), "{}", found[0]);
+    }
+
+    #[test]
+    fn what_is_not_reached_does_not_count_and_what_is_known_may_be_called() {
+        let source = format!(
+            "{HELPERS}\n#[no_mangle] pub extern \"C\" fn neap_a(a: u64) -> u64 {{ wraps(a, unsafe {{ ktime_get_mono_fast_ns() }}) }}"
+        );
+        assert!(findings(&source, "neap_a").is_empty());
+    }
+
+    #[test]
+    fn a_function_of_the_kernel_that_may_sleep_is_found() {
+        let source = format!(
+            "{HELPERS}\n#[no_mangle] pub extern \"C\" fn neap_a(a: u64) -> u64 {{ (unsafe {{ mutex_lock(a) }}) ^ 1 }}"
+        );
+        assert!(findings(&source, "neap_a")[0].contains("mutex_lock of the kernel's is called"));
+    }
+
+    #[test]
+    fn a_call_through_a_register_is_found() {
+        let source = format!(
+            "{HELPERS}\n#[no_mangle] pub extern \"C\" fn neap_a(f: extern \"C\" fn(u64) -> u64) -> u64 {{ f(1) ^ 1 }}"
+        );
+        assert!(findings(&source, "neap_a")[0].contains("calls through a register"));
+    }
+
+    #[test]
+    fn a_bound_is_a_panic_and_a_function_that_is_not_there_an_error() {
+        let source = format!(
+            "{HELPERS}\n#[no_mangle] pub extern \"C\" fn neap_a(a: &[u64; 4], at: usize) -> u64 {{ a[at] }}"
+        );
+        assert!(findings(&source, "neap_a")[0].contains("panic_bounds_check"));
+        assert!(check(&object(&source), &["neap_b".to_owned()]).is_err());
+        assert!(entries(&object(&source)).unwrap_err().to_string().contains("handle_irq_callback"));
+        assert!(check(b"\x7fELF", &[]).is_err());
     }
 }
