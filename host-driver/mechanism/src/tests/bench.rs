@@ -21,7 +21,7 @@ pub(super) struct Bench<'m> {
 }
 
 pub(super) fn memory() -> Memory {
-    Memory::new(CPUS, TASKS, 2, 256)
+    Memory::new(CPUS, TASKS, 2, 64)
 }
 
 impl<'m> Bench<'m> {

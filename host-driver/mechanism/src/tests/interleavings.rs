@@ -396,7 +396,7 @@ proptest! {
     })]
 
     #[test]
-    fn no_task_is_lost_and_no_cpu_is_two_tasks(script in prop::collection::vec(steps(), 0..if cfg!(miri) { 60 } else { 400 })) {
+    fn no_task_is_lost_and_no_cpu_is_two_tasks(script in prop::collection::vec(steps(), 0..400)) {
         play(asked_for().as_deref().unwrap_or(&script));
     }
 }
