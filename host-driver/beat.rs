@@ -398,7 +398,7 @@ impl Function {
         watch.decided = None;
         watch.attaching = Attaching::Done;
         let first = watch.fault.is_none() && watch.fallbacks == 0;
-        host.mechanism.begin_session(self.number);
+        host.mechanism.begin_session(host, self.number);
         drop(host.publish(self.number, Some(session)));
         if let Some(session) = host.session(self.number) {
             self.succeed(host, enclave, watch, session, agent);
@@ -453,7 +453,7 @@ impl Function {
                 watch.ended = true;
                 pr_info!("neap{}: agent {} has ended\n", self.name(), watch.incarnation);
                 if enclave.level() == Level::Ipu {
-                    host.mechanism.forget_groups(self.number);
+                    host.mechanism.forget_groups(host, self.number);
                     enclave.set_standing(Standing::Gone);
                 }
             }
@@ -474,7 +474,7 @@ impl Function {
         let only = (session.version >= COMES_AND_GOES).then_some(named);
         enclave.ask_for_resync();
         enclave.set_agent(only, session.version);
-        host.mechanism.forget(self.number);
+        host.mechanism.forget_groups(host, self.number);
         session.wire.forgive();
         session.wire.set_bell(agent.peer, agent.vector);
         enclave.set_standing(Standing::Good);
@@ -536,6 +536,7 @@ impl Function {
             host.mechanism.forget_rings(self.number);
             return self.fault(host, enclave, watch, Fault::AgentFloods);
         }
+        self.break_old_groups(host, watch);
         let (owes, lies) = host.mechanism.debts(host, self.number);
         let credits = agent.map_or(0, |agent| agent.credits);
         let told = watch.told.is_some_and(|end| credits.wrapping_sub(end) < u32::MAX / 2);
@@ -565,6 +566,15 @@ impl Function {
             Some(Blame::Agent) if watch.ended => self.fault(host, enclave, watch, Fault::AgentDead),
             Some(Blame::Agent) => self.fault(host, enclave, watch, Fault::AgentLate),
         }
+    }
+
+    /// Refuses groups that have been incomplete for half the time that an agent may owe a decision: the rest of them may never
+    /// come, and until their CPUs are told, nobody decides for them.
+    fn break_old_groups(&self, host: &Host, watch: &Watch) {
+        // What it tells is told as by a CPU itself: a line that is begun is not left half-written.
+        let _off = kernel::interrupt::local_interrupt_disable();
+        let longest_ns = u64::from(watch.watchdog_ms) * 500_000;
+        host.mechanism.break_old_groups(host, self.number, now_ns().saturating_sub(longest_ns));
     }
 
     /// Something is wrong: whoever is at fault is ended, and the host decides.
@@ -616,7 +626,7 @@ impl Function {
         enclave.set_level(Level::Host);
         enclave.set_standing(Standing::Gone);
         synchronize_rcu();
-        host.mechanism.forget(self.number);
+        host.mechanism.forget_groups(host, self.number);
         let rescued = host.mechanism.rescue_from(self.number);
         watch.fallbacks += 1;
         watch.fell_ns = now_ns();
@@ -629,7 +639,7 @@ impl Function {
         if enclave.level() != Level::Ipu && enclave.runnable() > 0 {
             host.mechanism.rescue_from(self.number);
         }
-        if host.mechanism.to_be_rescued() > 0 {
+        if host.mechanism.has_rescued() {
             self.kick_all(host);
         }
         let long = now.saturating_sub(watch.fell_ns) >= u64::from(watch.kernel_after_ms) * 1_000_000;

@@ -24,7 +24,6 @@ pub(crate) struct Host {
     _tasks: KVVec<Task>,
     _cpus: KVVec<Cpu>,
     _enclaves: KVVec<Enclave>,
-    _rescue: KVVec<AtomicU32>,
 }
 
 static HOST: AtomicPtr<Host> = AtomicPtr::new(core::ptr::null_mut());
@@ -67,9 +66,9 @@ impl Owner {
         let count = tasks as usize;
         let cpus = kernel::cpu::nr_cpu_ids().min(u32::from(neap_abi::CPUS_MAX)) as usize;
         let (tasks, cpus) = (filled::<Task>(count)?, filled::<Cpu>(cpus)?);
-        let (enclaves, rescue) = (filled::<Enclave>(ENCLAVES_MAX)?, filled::<AtomicU32>(count)?);
+        let enclaves = filled::<Enclave>(ENCLAVES_MAX)?;
         // SAFETY: The vectors move into the host beside the mechanism, are never changed there, and are freed with it.
-        let mechanism = unsafe { Mechanism::new(kept(&tasks), kept(&cpus), kept(&enclaves), kept(&rescue)) };
+        let mechanism = unsafe { Mechanism::new(kept(&tasks), kept(&cpus), kept(&enclaves)) };
         let host = KBox::new(
             Host {
                 mechanism,
@@ -79,7 +78,6 @@ impl Owner {
                 _tasks: tasks,
                 _cpus: cpus,
                 _enclaves: enclaves,
-                _rescue: rescue,
             },
             GFP_KERNEL,
         )?;

@@ -6,7 +6,8 @@
 use core::sync::atomic::Ordering;
 
 use neap_mechanism::cpu::Runs;
-use neap_mechanism::events::{Custody, Taken};
+use neap_mechanism::events::Custody;
+use neap_mechanism::Taken;
 
 use crate::host::{host, Host};
 
@@ -16,9 +17,14 @@ pub(crate) struct Member {
     pid: i32,
     cpu: i32,
     slice_ns: u64,
-    preempts: u32,
-    reserved: u32,
+    task: u32,
+    flags: u32,
 }
+
+/// As `enum neap_member_flags` of `shim.h`.
+const PREEMPTS: u32 = 1;
+const KEEPS: u32 = 2;
+const IDLES: u32 = 4;
 
 /// As `enum neap_take` of `shim.h`.
 const NOTHING: i32 = 0;
@@ -39,25 +45,25 @@ fn here() -> u16 {
 
 /// A task asks for the class.
 #[no_mangle]
-extern "C" fn neap_rs_enable(pid: u32, first_cpu: u32, cpu_count: u32) -> i32 {
+extern "C" fn neap_rs_enable(pid: u32, cpu: i32, first_cpu: u32, cpu_count: u32) -> i32 {
     let affinity = (first_cpu as u16, cpu_count as u16);
-    let task = host().and_then(|host| host.mechanism.enable(pid, affinity, here()));
+    let task = host().and_then(|host| host.mechanism.enable(pid, affinity, cpu_of(cpu)));
     task.map_or(-(kernel::bindings::ENOSPC as i32), |task| task as i32)
 }
 
 /// A task leaves the class.
 #[no_mangle]
-extern "C" fn neap_rs_disable(task: u32, dead: bool) {
+extern "C" fn neap_rs_disable(task: u32, cpu: i32, dead: bool) {
     if let Some(host) = host() {
-        host.mechanism.disable(host, task, dead, here());
+        host.mechanism.disable(host, task, dead, cpu_of(cpu));
     }
 }
 
 /// A task can run: 0 the agent keeps it, 1 the host queues it, 2 the class is to be left.
 #[no_mangle]
-extern "C" fn neap_rs_enqueue(task: u32, cpu: i32) -> u32 {
+extern "C" fn neap_rs_enqueue(task: u32, pid: u32, cpu: i32) -> u32 {
     let Some(host) = host() else { return 1 };
-    let custody = host.mechanism.enqueue(host, task, cpu_of(cpu));
+    let custody = host.mechanism.enqueue(host, task, pid, cpu_of(cpu));
     match custody {
         Custody::Agent => 0,
         Custody::Host if leaves(host) => 2,
@@ -162,23 +168,26 @@ extern "C" fn neap_rs_take(cpu: i32) -> i32 {
 /// `out` is valid for a write.
 #[no_mangle]
 unsafe extern "C" fn neap_rs_member(cpu: i32, member: u32, out: *mut Member) {
-    let nobody = Member { pid: 0, cpu: -1, slice_ns: 0, preempts: 0, reserved: 0 };
-    let found = host().and_then(|host| {
-        if let Some(rescued) = host.mechanism.rescued(cpu_of(cpu), member) {
-            return Some(Member { pid: rescued as i32, ..nobody });
-        }
-        let member = host.mechanism.member(cpu_of(cpu), member)?;
-        let slice_ns = match member.slice_ns {
-            0 if member.tickless => FOR_EVER,
-            0 => host.mechanism.turn_ns(),
-            slice_ns => slice_ns,
-        };
-        let preempts = u32::from(member.preempts);
-        Some(Member { pid: member.pid as i32, cpu: member.cpu.into(), slice_ns, preempts, reserved: 0 })
-    });
-    let nobody = Member { pid: 0, cpu: -1, slice_ns: 0, preempts: 0, reserved: 0 };
+    let found = host().and_then(|host| found(host, cpu_of(cpu), member));
+    let nobody = Member { pid: 0, cpu: -1, slice_ns: 0, task: 0, flags: 0 };
     // SAFETY: By this function's requirement.
     unsafe { out.write(found.unwrap_or(nobody)) };
+}
+
+fn found(host: &Host, cpu: u16, member: u32) -> Option<Member> {
+    if let Some((pid, task)) = host.mechanism.rescued(cpu, member) {
+        return Some(Member { pid: pid as i32, cpu: -1, slice_ns: 0, task: task.wrapping_add(1), flags: 0 });
+    }
+    let member = host.mechanism.member(cpu, member)?;
+    let slice_ns = match member.slice_ns {
+        0 if member.tickless => FOR_EVER,
+        0 => host.mechanism.turn_ns(),
+        slice_ns => slice_ns,
+    };
+    let flag = |is: bool, flag: u32| if is { flag } else { 0 };
+    let flags = flag(member.preempts, PREEMPTS) | flag(member.keeps, KEEPS) | flag(member.idles, IDLES);
+    let task = member.task.wrapping_add(1);
+    Some(Member { pid: member.pid as i32, cpu: member.cpu.into(), slice_ns, task, flags })
 }
 
 /// A member can't be put in place.

@@ -124,19 +124,22 @@ __bpf_kfunc s32 neap_enable(struct task_struct *p)
 	u32 first, count;
 
 	affinity_of(p->cpus_ptr, &first, &count);
-	return neap_rs_enable(p->pid, first, count);
+	return neap_rs_enable(p->pid, task_cpu(p), first, count);
 }
 
 /* A task leaves the class; its number is free again. */
-__bpf_kfunc void neap_disable(u32 task, bool dead)
+__bpf_kfunc void neap_disable(u32 task, s32 cpu, bool dead)
 {
-	neap_rs_disable(task, dead);
+	neap_rs_disable(task, cpu, dead);
 }
 
-/* A task can run: 0 if its agent keeps it until it decides, 1 if the host is to queue it, 2 if the class is to be left. */
-__bpf_kfunc u32 neap_enqueue(u32 task, s32 cpu)
+/*
+ * A task can run: 0 if its agent keeps it until it decides, 1 if the host is to queue it, 2 if the class is to be left. Its
+ * process number may have changed: exec() gives a thread that of its process.
+ */
+__bpf_kfunc u32 neap_enqueue(u32 task, u32 pid, s32 cpu)
 {
-	return neap_rs_enqueue(task, cpu);
+	return neap_rs_enqueue(task, pid, cpu);
 }
 
 /* A task is taken off its queue, for a change of its properties. */

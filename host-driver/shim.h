@@ -26,14 +26,25 @@ struct neap_member {
 	__s32 cpu;
 	/* How long it may run, in ns; all ones for as long as it likes. */
 	__u64 slice_ns;
-	__u32 preempts;
-	__u32 reserved;
+	/* Its number in the driver's table, + 1: a process number may be another's by now. */
+	__u32 task;
+	/* See enum neap_member_flags. */
+	__u32 flags;
+};
+
+enum neap_member_flags {
+	/* It may take the CPU from what runs there. */
+	NEAP_PREEMPTS = 1,
+	/* It runs there already and goes on, for its new slice. */
+	NEAP_KEEPS = 2,
+	/* There is no task: the CPU is to be left idle. */
+	NEAP_IDLES = 4,
 };
 
 /* Rust, for C. */
-s32 neap_rs_enable(u32 pid, u32 first_cpu, u32 cpu_count);
-void neap_rs_disable(u32 task, bool dead);
-u32 neap_rs_enqueue(u32 task, s32 cpu);
+s32 neap_rs_enable(u32 pid, s32 cpu, u32 first_cpu, u32 cpu_count);
+void neap_rs_disable(u32 task, s32 cpu, bool dead);
+u32 neap_rs_enqueue(u32 task, u32 pid, s32 cpu);
 void neap_rs_dequeue(u32 task);
 void neap_rs_yields(u32 task);
 void neap_rs_stopping(s32 cpu);

@@ -25,9 +25,13 @@ struct neap_member {
 	s32 pid;
 	s32 cpu;
 	u64 slice_ns;
-	u32 preempts;
-	u32 reserved;
+	u32 task;
+	u32 flags;
 };
+
+#define PREEMPTS 1
+#define KEEPS 2
+#define IDLES 4
 
 /* Custody, as neap_enqueue() returns it. */
 #define AGENT 0
@@ -38,8 +42,8 @@ struct neap_member {
 #define OTHER 2
 
 extern s32 neap_enable(struct task_struct *p) __ksym;
-extern void neap_disable(u32 task, bool dead) __ksym;
-extern u32 neap_enqueue(u32 task, s32 cpu) __ksym;
+extern void neap_disable(u32 task, s32 cpu, bool dead) __ksym;
+extern u32 neap_enqueue(u32 task, u32 pid, s32 cpu) __ksym;
 extern void neap_dequeue(u32 task) __ksym;
 extern void neap_yields(u32 task) __ksym;
 extern void neap_stopping(s32 cpu) __ksym;
@@ -139,7 +143,7 @@ void BPF_PROG(neap_op_enqueue, struct task_struct *p, u64 enq_flags)
 		queue(p, enq_flags);
 		return;
 	}
-	custody = neap_enqueue(task - 1, scx_bpf_task_cpu(p));
+	custody = neap_enqueue(task - 1, p->pid, scx_bpf_task_cpu(p));
 	if (custody == AGENT)
 		return;
 	queue(p, enq_flags);
@@ -157,13 +161,48 @@ void BPF_PROG(neap_op_dequeue, struct task_struct *p, u64 deq_flags)
 		neap_dequeue(task - 1);
 }
 
-/* Puts in place what a CPU took from its slot. False if that is nothing. */
+/* A member's task, to be released. Its process number may be another's by now. */
+static __always_inline struct task_struct *task_of(const struct neap_member *member)
+{
+	struct task_struct *p = member->pid ? bpf_task_from_pid(member->pid) : NULL;
+
+	if (p && number_of(p) != member->task) {
+		bpf_task_release(p);
+		p = NULL;
+	}
+	return p;
+}
+
+/* What was committed together with places: what runs goes on, and CPUs are left idle. */
+static void carry_out_rest(s32 cpu, s32 count)
+{
+	struct neap_member member = {};
+	struct task_struct *p;
+	u32 i;
+
+	bpf_for(i, 0, MEMBERS_MAX) {
+		if (i >= count)
+			break;
+		neap_member(cpu, i, &member);
+		if ((member.flags & IDLES) && member.cpu != cpu)
+			scx_bpf_kick_cpu(member.cpu, SCX_KICK_PREEMPT);
+		if (!(member.flags & KEEPS))
+			continue;
+		p = task_of(&member);
+		if (p) {
+			scx_bpf_task_set_slice(p, member.slice_ns);
+			bpf_task_release(p);
+		}
+	}
+}
+
+/* Puts in place what a CPU took from its slot. False if it has nothing to run by it. */
 static bool carry_out(s32 cpu, struct task_struct *prev)
 {
 	struct neap_member member = {};
 	struct task_struct *p;
 	u32 i, placed = 0;
-	bool kept;
+	bool here = false;
 	s32 count;
 
 	count = neap_take(cpu);
@@ -175,9 +214,8 @@ static bool carry_out(s32 cpu, struct task_struct *prev)
 	}
 	if (count == KEEP) {
 		neap_member(cpu, 0, &member);
-		if (prev)
-			scx_bpf_task_set_slice(prev, member.slice_ns);
-		return true;
+		/* One that exits may have been moved without a word. */
+		return prev && number_of(prev) == member.task && scx_bpf_task_set_slice(prev, member.slice_ns);
 	}
 	/*
 	 * First into place, then the verdict: a place holds only while its task has not been off its queue since, and a verdict
@@ -187,29 +225,34 @@ static bool carry_out(s32 cpu, struct task_struct *prev)
 		if (i >= count)
 			break;
 		neap_member(cpu, i, &member);
-		p = member.pid ? bpf_task_from_pid(member.pid) : NULL;
+		if (member.flags & (KEEPS | IDLES)) {
+			here |= member.flags & KEEPS && member.cpu == cpu;
+			continue;
+		}
+		p = task_of(&member);
 		if (!p) {
 			neap_bar(cpu, i, true);
 			continue;
 		}
 		if (member.cpu < 0) {
+			/* Another CPU may be the one that may run it. */
 			queue(p, 0);
-		} else {
+		} else if (bpf_cpumask_test_cpu(member.cpu, p->cpus_ptr)) {
 			scx_bpf_dsq_insert___v2___k(p, member.cpu == cpu ? SCX_DSQ_LOCAL : SCX_DSQ_LOCAL_ON | member.cpu,
-						    member.slice_ns, 0);
-			if (bpf_cpumask_test_cpu(member.cpu, p->cpus_ptr)) {
-				placed++;
-			} else {
-				neap_bar(cpu, i, false);
-				scx_bpf_dispatch_cancel();
-				__sync_fetch_and_add(&nr_barred, 1);
-			}
+						    member.slice_ns, member.flags & PREEMPTS ? SCX_ENQ_PREEMPT : 0);
+			here |= member.cpu == cpu;
+			placed++;
+		} else {
+			neap_bar(cpu, i, false);
+			__sync_fetch_and_add(&nr_barred, 1);
 		}
 		bpf_task_release(p);
 	}
-	kept = neap_settle(cpu);
-	if (kept)
-		return member.cpu >= 0;
+	if (neap_settle(cpu)) {
+		if (count > 1)
+			carry_out_rest(cpu, count);
+		return here;
+	}
 	bpf_for(i, 0, MEMBERS_MAX) {
 		if (i >= placed)
 			break;
@@ -295,7 +338,7 @@ void BPF_PROG(neap_op_disable, struct task_struct *p)
 
 	if (!entry || !entry->task)
 		return;
-	neap_disable(entry->task - 1, p->flags & 4 /* PF_EXITING */);
+	neap_disable(entry->task - 1, scx_bpf_task_cpu(p), p->flags & 4 /* PF_EXITING */);
 	entry->task = 0;
 }
 

@@ -62,7 +62,7 @@ fn checked<const W: usize>(lines: &[Line<W>]) -> Result<u32, RingError> {
 
 /// The tag of the lap in which line `number` is written, for a ring of 2^`shift` lines.
 const fn tag_of(number: u32, shift: u32) -> Tag {
-    Tag::of_lap(number >> shift)
+    Tag::of_lap(number.wrapping_shr(shift))
 }
 
 /// The tag of the lap after that of `tag`, which begins with line `number`.
@@ -157,7 +157,8 @@ impl<'a, const W: usize> SharedProducer<'a, W> {
     /// [`Full`]: no room that the writers know of.
     #[inline]
     pub fn push(&self, payload: &[u64; W]) -> Result<u32, Full> {
-        let mask = self.lines.len() as u32 - 1;
+        // A ring has two lines at least, which a kernel's compiler does not know.
+        let mask = (self.lines.len() as u32).wrapping_sub(1);
         let mut number = self.written.load(Ordering::Relaxed);
         loop {
             // Acquire: the credit's reader is done with the line that is written anew.

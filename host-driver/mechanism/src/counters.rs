@@ -1,8 +1,9 @@
 //! What a CPU counts. Each CPU counts in lines of its own; whoever reads adds them up.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use neap_abi::Outcome;
+
+use crate::sync::Ordering;
+use crate::sync::figures::AtomicU64;
 
 /// What is counted, but for outcomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

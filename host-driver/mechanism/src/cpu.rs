@@ -1,15 +1,15 @@
 //! A host CPU, as the mechanism knows it.
 //!
-//! But where said, only the CPU's own scheduling events touch it, which come one after the other under its runqueue's lock.
-//! The rest of the machine may look.
-
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+//! But where said, only the CPU's own scheduling events touch it, which come one after the other with interrupts off. The rest
+//! of the machine may look.
 
 use neap_abi::line::{Payload, WORDS};
 use neap_abi::message::TASK_NONE;
-use neap_abi::{Message, Outcome};
+use neap_abi::{Message, Outcome, TaskFlags};
 
 use crate::counters::Counters;
+use crate::sync::figures;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering, in_order};
 
 /// What a CPU executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +26,36 @@ pub enum Runs {
 /// No enclave has the CPU.
 pub(crate) const NOBODY: u32 = u32::MAX;
 
+/// A line's payload, kept word by word.
+#[derive(Debug, Default)]
+pub(crate) struct Words([AtomicU64; WORDS]);
+
+impl Words {
+    pub(crate) fn put(&self, payload: &Payload) {
+        for (to, from) in self.0.iter().zip(payload) {
+            to.store(*from, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn get(&self) -> Payload {
+        let mut payload = [0; WORDS];
+        for (to, from) in payload.iter_mut().zip(&self.0) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        payload
+    }
+}
+
 /// A line's payload that waits.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    words: [AtomicU64; WORDS],
+    words: Words,
     there: AtomicBool,
 }
 
 impl Kept {
     pub(crate) fn put(&self, payload: &Payload) {
-        for (to, from) in self.words.iter().zip(payload) {
-            to.store(*from, Ordering::Relaxed);
-        }
+        self.words.put(payload);
         self.there.store(true, Ordering::Release);
     }
 
@@ -45,26 +63,33 @@ impl Kept {
         self.there.load(Ordering::Acquire)
     }
 
-    pub(crate) fn get(&self) -> Payload {
-        let mut payload = [0; WORDS];
-        for (to, from) in payload.iter_mut().zip(&self.words) {
-            *to = from.load(Ordering::Relaxed);
-        }
-        payload
+    /// What waits, if anything does.
+    pub(crate) fn get(&self) -> Option<Payload> {
+        self.is_there().then(|| self.words.get())
     }
 
     pub(crate) fn take(&self) -> Option<Payload> {
-        if !self.is_there() {
-            return None;
-        }
         let payload = self.get();
-        self.there.store(false, Ordering::Relaxed);
-        Some(payload)
+        if payload.is_some() {
+            self.there.store(false, Ordering::Relaxed);
+        }
+        payload
     }
 }
 
-/// Members of a group at most, and so decisions that one look at a slot can carry out.
-pub const MEMBERS_MAX: usize = 16;
+/// Members of a group at most, and so decisions that one look at a slot can carry out. (Loom explores groups of few.)
+pub const MEMBERS_MAX: usize = if cfg!(loom) { 2 } else { 16 };
+
+/// A place in what a CPU carries out.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    /// The CPU whose txn it is, or the task that the host is to queue.
+    pub(crate) number: AtomicU32,
+    /// The txn.
+    pub(crate) txn: Words,
+    /// Its task's word when it was taken: the place that the kernel records is for a task as it was then.
+    pub(crate) word: AtomicU64,
+}
 
 /// A host CPU.
 #[derive(Debug)]
@@ -72,9 +97,9 @@ pub const MEMBERS_MAX: usize = 16;
 pub struct Cpu {
     /// Its enclave, or [`NOBODY`].
     pub(crate) owner: AtomicU32,
-    /// Moves at every change that is reported.
+    /// Moves at every change that is reported. Any CPU may move it.
     pub(crate) stamp: AtomicU32,
-    /// The task that runs there by a decision, or [`TASK_NONE`].
+    /// The task that runs there by a decision, or [`TASK_NONE`]. Any CPU may change it, by a compare-and-swap.
     pub(crate) task: AtomicU32,
     /// Whether the machine has it running.
     pub(crate) online: AtomicBool,
@@ -84,37 +109,57 @@ pub struct Cpu {
     pub(crate) txn: AtomicU32,
     /// The tag of the line taken last, 0 before the first.
     pub(crate) taken: AtomicU32,
-    /// The verdict that its next line carries: outcome << 32 | txn; 0 for none.
+    /// The verdict that its next line carries: outcome << 32 | txn; 0 for none. Any CPU may swap it.
     verdict: AtomicU64,
     /// An event whose line waits for the verdict on what the CPU takes next.
     pub(crate) event: Kept,
-    /// The txn that it took: judged, or waiting for its group.
-    pub(crate) stash: Kept,
-    /// The group that the stash waits for, its number + 1 under the enclave's << 24; 0 for none. Whoever swaps it to 0 owns the
-    /// stash: this CPU, or the one that completes or breaks the group.
+    /// The txn that it gave to a group that is incomplete.
+    pub(crate) stash: Words,
+    /// That group ([`crate::group`]); 0 for none. Whoever swaps it to 0 owns what was in the stash: this CPU, or the one that
+    /// completes or breaks the group.
     pub(crate) group: AtomicU64,
-    /// CPUs whose stashes are to be carried out by this one.
-    pub(crate) batch: [AtomicU32; MEMBERS_MAX],
-    /// How many.
+    /// Groups that it has joined, modulo 2^32.
+    joins: figures::AtomicU32,
+    /// When it joined the group, in ns.
+    pub(crate) joined_ns: figures::AtomicU64,
+    /// What it carries out.
+    pub(crate) batch: [Place; MEMBERS_MAX],
+    /// How many places of the batch count.
     pub(crate) batched: AtomicU32,
-    /// The batch is of tasks to be queued by the host, from the place in `batch[0]` on.
+    /// Nobody has settled the batch yet.
+    pub(crate) unsettled: AtomicBool,
+    /// The batch is of tasks to be queued by the host.
     pub(crate) rescues: AtomicBool,
+    /// The batch is of a group of which a member has gone its own way.
+    pub(crate) short: AtomicBool,
     /// Bit i: member i can't be carried out, because its task is gone. Bit 16 + i: because it may not run there.
     pub(crate) barred: AtomicU32,
     /// What it executes ([`Runs`]).
     pub(crate) runs: AtomicU32,
     /// Since when something else than ours, in ns; 0 if it does not.
-    pub(crate) other_ns: AtomicU64,
+    pub(crate) other_ns: figures::AtomicU64,
     /// The task placed there last is to be reported when it begins to run.
     pub(crate) report_on_cpu: AtomicBool,
-    /// The agent was last told that it has nothing to run.
+    /// The agent has been told that it has nothing to run, and it has got nothing since. Any CPU may say so.
     pub(crate) told_idle: AtomicBool,
-    /// A committed decision was taken while an event's line waited.
-    pub(crate) hit: AtomicBool,
+    /// What its last look at the slot came to, for the event that it ends with ([`Look`]).
+    pub(crate) look: AtomicU32,
     /// Interrupts without a new line since.
-    pub(crate) rings: AtomicU32,
+    pub(crate) rings: figures::AtomicU32,
     /// What it counts.
     pub counters: Counters,
+}
+
+/// What a CPU's last look at its slot came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Look {
+    /// It has not looked since it last told what it did.
+    None = 0,
+    /// It found nothing.
+    Miss = 1,
+    /// It found a decision that was committed.
+    Hit = 2,
 }
 
 impl Default for Cpu {
@@ -129,18 +174,22 @@ impl Default for Cpu {
             taken: AtomicU32::new(0),
             verdict: AtomicU64::new(0),
             event: Kept::default(),
-            stash: Kept::default(),
+            stash: Words::default(),
             group: AtomicU64::new(0),
-            batch: [const { AtomicU32::new(0) }; MEMBERS_MAX],
+            joins: figures::AtomicU32::new(0),
+            joined_ns: figures::AtomicU64::new(0),
+            batch: Default::default(),
             batched: AtomicU32::new(0),
+            unsettled: AtomicBool::new(false),
             rescues: AtomicBool::new(false),
+            short: AtomicBool::new(false),
             barred: AtomicU32::new(0),
             runs: AtomicU32::new(Runs::Idle as u32),
-            other_ns: AtomicU64::new(0),
+            other_ns: figures::AtomicU64::new(0),
             report_on_cpu: AtomicBool::new(false),
             told_idle: AtomicBool::new(false),
-            hit: AtomicBool::new(false),
-            rings: AtomicU32::new(0),
+            look: AtomicU32::new(Look::None as u32),
+            rings: figures::AtomicU32::new(0),
             counters: Counters::default(),
         }
     }
@@ -159,7 +208,7 @@ impl Cpu {
     /// The task that runs there by a decision, or [`TASK_NONE`].
     #[must_use]
     pub fn task(&self) -> u32 {
-        self.task.load(Ordering::Acquire)
+        self.task.load(Ordering::SeqCst)
     }
 
     /// Its stamp.
@@ -177,32 +226,67 @@ impl Cpu {
     /// Whether it executes nothing.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.runs.load(Ordering::Acquire) == Runs::Idle as u32
+        self.runs.load(Ordering::SeqCst) == Runs::Idle as u32
     }
 
     /// Since when it executes something of a higher class, in ns; 0 if it does not.
     #[must_use]
     pub fn other_ns(&self) -> u64 {
-        self.other_ns.load(Ordering::Acquire)
+        self.other_ns.load(Ordering::Relaxed)
     }
 
     pub(crate) fn moved(&self) {
         self.stamp.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Is `task`'s from now on, if it still is `held`'s. Its stamp is the caller's to move, once that is final.
+    pub(crate) fn claim(&self, held: u32, task: u32) -> bool {
+        let claimed = self.task.compare_exchange(held, task, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if claimed {
+            self.told_idle.store(false, Ordering::SeqCst);
+        }
+        claimed
+    }
+
     /// What ran there runs there no more, if it was `task`.
     pub(crate) fn vacate(&self, task: u32) -> bool {
-        let left = self.task.compare_exchange(task, TASK_NONE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let left = self.task.compare_exchange(task, TASK_NONE, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         if left {
             self.moved();
         }
         left
     }
 
-    /// Keeps a verdict for the CPU's next line.
-    pub(crate) fn set_verdict(&self, txn: u32, outcome: Outcome) {
+    /// What a line that is about to go says of it: whether it has nothing to run and waits for it. One that the enclave does not
+    /// have at the moment waits for nothing.
+    ///
+    /// The agent must not be left to believe that a CPU has a task that has gone. So whoever gives it one takes back that the
+    /// agent has been told, and whoever takes one away looks whether it has ([`Cpu::is_untold`]).
+    pub(crate) fn idle_flag(&self) -> TaskFlags {
+        // A task that comes and goes meanwhile has it look again, and that happens but once.
+        for _ in 0..4 {
+            if self.task() != TASK_NONE || !self.is_open() {
+                return TaskFlags(0);
+            }
+            self.told_idle.store(true, Ordering::SeqCst);
+            in_order();
+            if self.task() == TASK_NONE {
+                return TaskFlags::CPU_IDLE;
+            }
+            self.told_idle.store(false, Ordering::SeqCst);
+        }
+        TaskFlags(0)
+    }
+
+    /// Whether it has nothing to run and the agent has not been told.
+    pub(crate) fn is_untold(&self) -> bool {
+        self.task() == TASK_NONE && self.is_idle() && !self.told_idle.load(Ordering::SeqCst) && self.is_open()
+    }
+
+    /// Keeps a verdict for the CPU's next line; the one that waited, if one did.
+    pub(crate) fn set_verdict(&self, txn: u32, outcome: Outcome) -> u64 {
         self.txn.store(txn, Ordering::Relaxed);
-        self.verdict.store((outcome as u64) << 32 | u64::from(txn), Ordering::Release);
+        self.verdict.swap((outcome as u64) << 32 | u64::from(txn), Ordering::AcqRel)
     }
 
     /// Whether a verdict waits.
@@ -210,28 +294,46 @@ impl Cpu {
         self.verdict.load(Ordering::Acquire) != 0
     }
 
-    /// Puts the verdict that waits into a line; what it was, to be put back if the line does not go.
-    pub(crate) fn give_verdict(&self, message: &mut Message) -> u64 {
-        let verdict = self.verdict.swap(0, Ordering::AcqRel);
-        if verdict != 0 {
-            message.txn = verdict as u32;
-            message.outcome = Outcome::from_bits((verdict >> 32) as u8).unwrap_or(Outcome::None);
-        }
-        verdict
+    /// Takes the verdict that waits, to be put into a line.
+    pub(crate) fn take_verdict(&self) -> u64 {
+        if self.has_verdict() { self.verdict.swap(0, Ordering::AcqRel) } else { 0 }
     }
 
-    pub(crate) fn put_back_verdict(&self, verdict: u64) {
-        if verdict != 0 {
-            // A later one counts more.
-            let _ = self.verdict.compare_exchange(0, verdict, Ordering::AcqRel, Ordering::Relaxed);
-        }
-    }
-
-    /// Forgets what it would have told another agent.
+    /// Forgets what it would have told another agent. While it does nothing else.
     pub(crate) fn forget(&self) {
         self.verdict.store(0, Ordering::Release);
         let _ = self.event.take();
-        self.hit.store(false, Ordering::Relaxed);
+        self.look.store(Look::None as u32, Ordering::Relaxed);
         self.rings.store(0, Ordering::Relaxed);
+    }
+
+    /// Its stash holds a member of the group `key` from now on. The word that says so is like none before it.
+    pub(crate) fn set_group(&self, key: u32) {
+        let joins = self.joins.load(Ordering::Relaxed).wrapping_add(1);
+        self.joins.store(joins, Ordering::Relaxed);
+        self.group.store(u64::from(joins) << 32 | u64::from(key), Ordering::Release);
+    }
+
+    pub(crate) fn looked(&self, look: Look) {
+        self.look.store(look as u32, Ordering::Relaxed);
+    }
+
+    /// What its last look came to, once.
+    pub(crate) fn take_look(&self) -> Look {
+        let look = self.look.load(Ordering::Relaxed);
+        self.looked(Look::None);
+        match look {
+            1 => Look::Miss,
+            2 => Look::Hit,
+            _ => Look::None,
+        }
+    }
+}
+
+/// Puts a verdict into a line.
+pub(crate) fn give_verdict(verdict: u64, message: &mut Message) {
+    if verdict != 0 {
+        message.txn = verdict as u32;
+        message.outcome = Outcome::from_bits((verdict >> 32) as u8).unwrap_or(Outcome::None);
     }
 }

@@ -1,8 +1,9 @@
 //! An enclave: who decides for it, and what its agent is to be believed.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
 use neap_abi::Version;
+
+use crate::sync::figures;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Who decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +45,10 @@ pub enum Standing {
 pub(crate) const ANY: u32 = u32::MAX;
 
 /// Groups that can be incomplete at one time.
-pub(crate) const GROUPS: usize = 16;
+pub(crate) const GROUPS: usize = if cfg!(loom) { 1 } else { 16 };
+
+/// Lines that may be written after a resync until it is forgotten when its first line came.
+const RESYNC_REMEMBERED: u32 = 1 << 30;
 
 /// An enclave.
 #[derive(Debug)]
@@ -56,14 +60,16 @@ pub struct Enclave {
     /// The version that both sides speak.
     pub(crate) version: AtomicU32,
     /// Tasks that wait for a decision.
-    pub(crate) runnable: AtomicU32,
+    pub(crate) runnable: figures::AtomicU32,
     /// A resync is due: lines were lost, or the agent asked.
     pub(crate) resync_due: AtomicBool,
     /// Lines lost since the last that came through.
     pub(crate) dropped: AtomicU32,
+    /// The number of the line with which the last resync began, + 1 << 32; 0 for none.
+    resync: AtomicU64,
     /// Decisions committed of the agent, for the watchdog.
-    pub(crate) decisions: AtomicU64,
-    /// Groups that are incomplete: number + 1 | size << 32 | joined << 40; 0 for none.
+    pub(crate) decisions: figures::AtomicU64,
+    /// Groups that are incomplete ([`crate::group`]), each in the place that follows from its number; 0 for none.
     pub(crate) groups: [AtomicU64; GROUPS],
 }
 
@@ -74,11 +80,12 @@ impl Default for Enclave {
             standing: AtomicU32::new(Standing::Gone as u32),
             incarnation: AtomicU32::new(ANY),
             version: AtomicU32::new(0),
-            runnable: AtomicU32::new(0),
+            runnable: figures::AtomicU32::new(0),
             resync_due: AtomicBool::new(false),
             dropped: AtomicU32::new(0),
-            decisions: AtomicU64::new(0),
-            groups: [const { AtomicU64::new(0) }; GROUPS],
+            resync: AtomicU64::new(0),
+            decisions: figures::AtomicU64::new(0),
+            groups: Default::default(),
         }
     }
 }
@@ -114,6 +121,14 @@ impl Enclave {
         self.standing.store(standing as u32, Ordering::Release);
     }
 
+    /// Its agent has broken the protocol. One that has ended stays ended.
+    pub(crate) fn poison(&self) {
+        let (good, poisoned) = (Standing::Good as u32, Standing::Poisoned as u32);
+        if self.standing.load(Ordering::Relaxed) == good {
+            let _ = self.standing.compare_exchange(good, poisoned, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     /// Another agent's txns count from now on; any agent's with none.
     pub fn set_agent(&self, incarnation: Option<u32>, version: Version) {
         self.incarnation.store(incarnation.unwrap_or(ANY), Ordering::Release);
@@ -135,7 +150,8 @@ impl Enclave {
     /// Tasks that wait for a decision.
     #[must_use]
     pub fn runnable(&self) -> u32 {
-        self.runnable.load(Ordering::Relaxed)
+        // A task's word moves before it is counted, so that a decision in between takes off what is not there yet.
+        (self.runnable.load(Ordering::Relaxed) as i32).max(0) as u32
     }
 
     /// Decisions of the agent that were committed.
@@ -153,6 +169,21 @@ impl Enclave {
     /// Asks for a resync.
     pub fn ask_for_resync(&self) {
         self.resync_due.store(true, Ordering::Release);
+    }
+
+    /// A resync begins with line `line` of the ring; none in a fresh ring.
+    pub(crate) fn set_resync(&self, line: Option<u32>) {
+        let mark = line.map_or(0, |line| 1 << 32 | u64::from(line));
+        self.resync.store(mark, Ordering::Release);
+    }
+
+    /// Whether an agent that had taken `credits` lines, of `written`, had not heard of the last resync yet. What it held then is
+    /// void.
+    pub(crate) fn predates_resync(&self, credits: u32, written: u32) -> bool {
+        let mark = self.resync.load(Ordering::Acquire);
+        let begun = mark as u32;
+        let (since, heard) = (written.wrapping_sub(begun), credits.wrapping_sub(begun));
+        mark != 0 && since < RESYNC_REMEMBERED && (heard == 0 || heard > since)
     }
 
     /// A line was lost.

@@ -1,13 +1,12 @@
 //! What a txn comes to: the reasons are asked in the order in which they are listed here, from what is wrong with the txn
 //! itself, by what it names, to what has changed since.
 
-use core::sync::atomic::Ordering;
-
-use neap_abi::message::TASK_NONE;
 use neap_abi::{Operation, Outcome, Txn, TxnFlags, Version};
 
+use crate::cpu::Cpu;
 use crate::enclave::{Enclave, Standing};
 use crate::events::Mechanism;
+use crate::sync::Ordering;
 use crate::task::{Phase, Word};
 
 /// The first version whose txns name their agent.
@@ -82,7 +81,8 @@ impl Mechanism<'_> {
         match word.phase {
             Phase::OnCpu | Phase::Placed => return Err(Outcome::TaskOnCpu),
             Phase::Blocked => return Err(Outcome::TaskNotRunnable),
-            _ if word.in_flux => return Err(Outcome::TaskNotRunnable),
+            // Its stamp moves when it is back on its queue. To call it blocked would have the agent wait for a wakeup.
+            _ if word.in_flux => return Err(Outcome::TaskStale),
             _ => {}
         }
         if !may_use(task.affinity(), slot) {
@@ -91,11 +91,16 @@ impl Mechanism<'_> {
         Ok(Some((txn.task, word)))
     }
 
-    /// Whether a CPU is held by a task that a txn does not ask to preempt. A CPU that asks for its own next decision is
-    /// never held.
-    pub(crate) fn is_held(&self, txn: &Txn) -> bool {
-        let holder = self.cpu(txn.cpu).map_or(TASK_NONE, |cpu| cpu.task());
-        holder != TASK_NONE && holder != txn.task && !txn.flags.has(TxnFlags::PREEMPT)
+    /// The task that a CPU has, and whether that holds it against a txn that names it and was taken by `taker`. A task that is
+    /// about to run there does. One that runs there does unless it is to be preempted, or its CPU asks for the next itself.
+    pub(crate) fn holder(&self, txn: &Txn, cpu: &Cpu, taker: u16) -> (u32, bool) {
+        let holder = cpu.task();
+        let Some(task) = self.task(holder) else { return (holder, false) };
+        let word = task.word();
+        let runs = word.phase == Phase::OnCpu;
+        let yields = txn.cpu == taker || txn.flags.has(TxnFlags::PREEMPT);
+        let has_it = word.cpu == txn.cpu && (runs || word.phase == Phase::Placed);
+        (holder, has_it && !(runs && yields))
     }
 }
 

@@ -1,70 +1,14 @@
 //! Telling an agent the whole state, and taking tasks out of its hands.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use neap_abi::message::TASK_NONE;
 use neap_abi::{Message, MessageKind, TaskFlags};
 
 use crate::counters::Count;
-use crate::cpu::{Cpu, Runs};
+use crate::cpu::Cpu;
 use crate::events::{Mechanism, Wires};
 use crate::judge::may_use;
+use crate::sync::Ordering;
 use crate::task::{Phase, Word};
-
-/// Tasks that an agent held and the host is to queue itself: filled by one, claimed by any CPU.
-#[derive(Debug)]
-pub(crate) struct Rescue<'m> {
-    numbers: &'m [AtomicU32],
-    filled: AtomicU32,
-    claimed: AtomicU32,
-}
-
-impl<'m> Rescue<'m> {
-    pub(crate) const fn new(numbers: &'m [AtomicU32]) -> Self {
-        Self { numbers, filled: AtomicU32::new(0), claimed: AtomicU32::new(0) }
-    }
-
-    /// Claims up to `most`: the first one's place, and how many.
-    pub(crate) fn claim(&self, most: u32) -> (u32, u32) {
-        let mut claimed = self.claimed.load(Ordering::Acquire);
-        for _ in 0..64 {
-            let left = self.filled.load(Ordering::Acquire).wrapping_sub(claimed).min(most);
-            if left == 0 {
-                break;
-            }
-            let next = claimed.wrapping_add(left);
-            match self.claimed.compare_exchange(claimed, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return (claimed, left),
-                Err(found) => claimed = found,
-            }
-        }
-        (0, 0)
-    }
-
-    /// What stands at a place that was claimed.
-    pub(crate) fn get(&self, place: u32) -> Option<u32> {
-        let mask = self.numbers.len().wrapping_sub(1);
-        Some(self.numbers.get(place as usize & mask)?.load(Ordering::Acquire))
-    }
-
-    /// Whether there is room for another.
-    fn has_room(&self) -> bool {
-        (self.left() as usize) < self.numbers.len()
-    }
-
-    /// Puts one in. It has one writer, who asks for room before.
-    fn put(&self, task: u32) {
-        let (filled, mask) = (self.filled.load(Ordering::Relaxed), self.numbers.len().wrapping_sub(1));
-        if let Some(place) = self.numbers.get(filled as usize & mask) {
-            place.store(task, Ordering::Release);
-            self.filled.store(filled.wrapping_add(1), Ordering::Release);
-        }
-    }
-
-    fn left(&self) -> u32 {
-        self.filled.load(Ordering::Acquire).wrapping_sub(self.claimed.load(Ordering::Acquire))
-    }
-}
 
 /// A task that waits, and since when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,45 +22,47 @@ pub struct Arrival {
 
 impl Mechanism<'_> {
     /// Takes every task that waits for an agent's decision out of its hands: the CPUs queue them. After the enclave's level
-    /// has changed and a grace period has passed; from one thread only, and again until none is left. Returns how many.
+    /// has changed and a grace period has passed, in a thread, and again until none is left: one that is in flux at this moment
+    /// is passed over. Returns how many.
     pub fn rescue_from(&self, enclave: u8) -> u32 {
         let mut rescued = 0;
-        for (number, task) in (0..).zip(self.tasks()) {
+        // The last one put there is the first one taken.
+        for (number, task) in self.tasks().iter().enumerate().rev() {
+            let number = number as u32;
             let word = task.word();
-            if word.phase != Phase::Runnable || word.enclave != enclave || !self.rescue().has_room() {
+            if word.phase != Phase::Runnable || word.enclave != enclave {
                 continue;
             }
             let after = word.moved(Phase::Host);
             // One that has changed is no more in the agent's hands, or never was.
-            if task.swap(word, after) {
-                self.recount(word, after);
-                self.rescue().put(number);
-                rescued += 1;
+            if !task.swap(word, after) {
+                continue;
+            }
+            self.recount(word, after);
+            rescued += 1;
+            // Whoever takes it from there says so first and then looks where it stands: now it is with the host.
+            if !task.to_be_rescued.swap(true, Ordering::AcqRel) {
+                while !self.to_rescue().give(self.tasks(), number) {}
             }
         }
         rescued
     }
 
-    /// Tasks that wait to be queued by a CPU.
+    /// Whether tasks wait to be queued by a CPU.
     #[must_use]
-    pub fn to_be_rescued(&self) -> u32 {
-        self.rescue().left()
+    pub fn has_rescued(&self) -> bool {
+        !self.to_rescue().is_empty()
     }
 
-    /// What CPUs would have told another agent is forgotten.
-    pub fn forget(&self, enclave: u8) {
-        self.forget_groups(enclave);
-        for cpu in self.cpus().iter().filter(|cpu| cpu.owner() == Some(enclave)) {
+    /// An enclave has a new wire: what its CPUs have taken from slots and would tell is of another. Before the wire is used.
+    pub fn begin_session<W: Wires>(&self, wires: &W, enclave: u8) {
+        self.forget_groups(wires, enclave);
+        for (_, cpu) in self.cpus_of(enclave) {
             cpu.forget();
-        }
-    }
-
-    /// A session begins, whose slots are fresh: what was taken from those of the one before says nothing of them. While nobody
-    /// takes anything.
-    pub fn begin_session(&self, enclave: u8) {
-        self.forget(enclave);
-        for cpu in self.cpus().iter().filter(|cpu| cpu.owner() == Some(enclave)) {
             cpu.taken.store(0, Ordering::Relaxed);
+        }
+        if let Some(enclave) = self.enclave(enclave) {
+            enclave.set_resync(None);
         }
     }
 
@@ -135,45 +81,49 @@ impl Mechanism<'_> {
         let Some(writer) = self.cpu(voice) else { return false };
         wire.refresh_credits();
         let mut count = 0;
-        for (task, entry) in (0..).zip(self.tasks()) {
+        for (task, entry) in (0..self.tasks().len() as u32).zip(self.tasks()) {
             let word = entry.word();
             if word.phase == Phase::Runnable && word.enclave == number {
                 if let Some(place) = arrivals.get_mut(count) {
                     *place = Arrival { since_ns: entry.since_ns(), task };
-                    count += 1;
+                    count = count.wrapping_add(1);
                 }
             }
         }
-        let needed = count + self.cpus().len() + 2;
+        let needed = count.saturating_add(self.cpus().len()).saturating_add(2);
         if (wire.room() as usize) < needed.max(wire.lines() as usize / 2) {
             return false;
         }
         let arrivals = arrivals.get_mut(..count).unwrap_or_default();
         sort(arrivals);
-        self.forget(number);
+        self.forget_groups(wires, number);
+        for (_, cpu) in self.cpus_of(number) {
+            cpu.forget();
+        }
         let dropped = enclave.dropped.swap(0, Ordering::AcqRel);
         enclave.resync_due.store(false, Ordering::Release);
         let mut begin = Message::new(MessageKind::ResyncBegin, voice);
         begin.argument = count as u64;
         begin.dropped = dropped;
         begin.flags = if dropped > 0 { TaskFlags::OVERFLOW } else { TaskFlags(0) };
+        enclave.set_resync(Some(wire.written()));
         let mut whole = true;
         let mut say = |message: Message| {
             let message = Message { time_ns: wires.now_ns(), ..message };
-            whole &= wire.send(&message, writer, false).0.is_ok();
+            whole &= Self::say(wire, &message, writer);
         };
         say(begin);
         for &mut Arrival { task, .. } in arrivals {
             say(self.message(MessageKind::ResyncTask, voice, task, TaskFlags::RUNNABLE));
         }
-        for (cpu, entry) in (0..).zip(self.cpus()).filter(|(_, cpu)| cpu.owner() == Some(number)) {
+        for (cpu, entry) in self.cpus_of(number) {
             if !entry.is_open() {
                 say(self.message(MessageKind::CpuBusy, cpu, TASK_NONE, TaskFlags(0)));
                 continue;
             }
             let task = entry.task();
-            let flags = if task == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags::ON_CPU };
-            entry.told_idle.store(task == TASK_NONE, Ordering::Relaxed);
+            let idle = entry.idle_flag();
+            let flags = if idle == TaskFlags(0) { TaskFlags::ON_CPU } else { idle };
             say(self.message(MessageKind::ResyncCpu, cpu, task, flags));
         }
         say(Message::new(MessageKind::ResyncEnd, voice));
@@ -190,11 +140,8 @@ impl Mechanism<'_> {
             return (false, false);
         };
         let (mut owes, mut lies) = (false, false);
-        for (cpu, entry) in (0..).zip(self.cpus()).filter(|(_, cpu)| cpu.owner() == Some(number)) {
-            if entry.task() != TASK_NONE
-                || !entry.is_open()
-                || entry.runs.load(Ordering::Acquire) != Runs::Idle as u32
-            {
+        for (cpu, entry) in self.cpus_of(number) {
+            if entry.task() != TASK_NONE || !entry.is_open() || !entry.is_idle() {
                 continue;
             }
             let offer = wire.look(cpu, entry.taken.load(Ordering::Relaxed) as u8);
@@ -219,13 +166,12 @@ impl Mechanism<'_> {
     /// The most that a CPU of the enclave was rung for without a new line.
     #[must_use]
     pub fn rings(&self, enclave: u8) -> u32 {
-        let own = self.cpus().iter().filter(|cpu| cpu.owner() == Some(enclave));
-        own.map(|cpu| cpu.rings.load(Ordering::Relaxed)).max().unwrap_or(0)
+        self.cpus_of(enclave).map(|(_, cpu)| cpu.rings.load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 
     /// Forgets how often CPUs were rung for.
     pub fn forget_rings(&self, enclave: u8) {
-        for cpu in self.cpus().iter().filter(|cpu| cpu.owner() == Some(enclave)) {
+        for (_, cpu) in self.cpus_of(enclave) {
             cpu.rings.store(0, Ordering::Relaxed);
         }
     }

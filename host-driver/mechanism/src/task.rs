@@ -5,12 +5,13 @@
 //! | 0..32 | stamp: moves at every change that is reported |
 //! | 32..48 | CPU, where it is placed or runs |
 //! | 48..52 | [`Phase`] |
-//! | 52 | in flux: off its queue for a change of its properties |
+//! | 52 | in flux: off its queue for a change of its properties, or its own event is at it |
 //! | 53 | known: the agent has been told of it |
 //! | 54 | it gives up its CPU by itself |
 //! | 56..60 | enclave |
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::figures;
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Where a task stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,9 @@ impl Word {
     }
 }
 
+/// The bit of [`Word::in_flux`].
+const IN_FLUX: u64 = 1 << 52;
+
 /// A task's place in the table.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
@@ -104,46 +108,54 @@ pub struct Task {
     /// First CPU that it may use, and how many from there on (0: all).
     affinity: AtomicU32,
     /// Its process number, by which it is found.
-    pid: AtomicU32,
+    pid: figures::AtomicU32,
     /// When it last became runnable, in ns.
-    pub(crate) since_ns: AtomicU64,
+    pub(crate) since_ns: figures::AtomicU64,
     /// When it last began to run, in ns.
-    pub(crate) ran_ns: AtomicU64,
-    pub(crate) next_free: AtomicU32,
+    pub(crate) ran_ns: figures::AtomicU64,
+    /// The next free number, while this one is.
+    next_free: AtomicU32,
+    /// The next task that a CPU is to queue, while this one is.
+    next_rescued: AtomicU32,
+    /// Whether a CPU is to queue it.
+    pub(crate) to_be_rescued: AtomicBool,
 }
 
-/// Attempts at a compare-and-swap of a task's word. Its own events are one after the other, under its runqueue's lock, and
-/// all that comes in between is a decision's commit, of which there is at most one for each.
-const ATTEMPTS: u32 = 16;
+/// Attempts at a compare-and-swap of a task's word before it is taken out of the decisions' hands.
+const ATTEMPTS: u32 = 4;
 
 impl Task {
     /// Its word.
     #[must_use]
     pub fn word(&self) -> Word {
-        Word::from_bits(self.word.load(Ordering::Acquire))
+        Word::from_bits(self.word.load(Ordering::SeqCst))
     }
 
-    /// Replaces its word by what `change` makes of it: the words before and after. Only the task's own events may do
-    /// this; they come one after the other.
+    /// Replaces its word by what `change` makes of it: the words before and after. Only the task's own events may do this; they
+    /// come one after the other. All that comes in between are decisions, committed or taken back.
     pub(crate) fn update(&self, change: impl Fn(Word) -> Word) -> (Word, Word) {
-        let mut bits = self.word.load(Ordering::Acquire);
+        let mut bits = self.word.load(Ordering::Relaxed);
         for _ in 0..ATTEMPTS {
             let (before, after) = (Word::from_bits(bits), change(Word::from_bits(bits)));
-            match self.word.compare_exchange(bits, after.to_bits(), Ordering::AcqRel, Ordering::Acquire) {
+            match self.word.compare_exchange(bits, after.to_bits(), Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return (before, after),
                 Err(found) => bits = found,
             }
         }
-        // Decisions on one task cannot come faster than its events. If they do, its event still counts.
-        let before = Word::from_bits(bits);
+        // Nobody but its own events touches the word of a task in flux.
+        let before = Word::from_bits(self.word.fetch_or(IN_FLUX, Ordering::SeqCst));
         let after = change(before);
-        self.word.store(after.to_bits(), Ordering::Release);
+        self.word.store(after.to_bits(), Ordering::SeqCst);
         (before, after)
     }
 
-    /// Replaces its word if it still is `from`.
+    /// Replaces its word if it still is `from`, which is of a task that is not in flux.
     pub(crate) fn swap(&self, from: Word, to: Word) -> bool {
-        self.word.compare_exchange(from.to_bits(), to.to_bits(), Ordering::AcqRel, Ordering::Acquire).is_ok()
+        !from.in_flux
+            && self
+                .word
+                .compare_exchange(from.to_bits(), to.to_bits(), Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Its process number.
@@ -174,32 +186,46 @@ impl Task {
     }
 }
 
-/// Task numbers that are free: a stack threaded through the table, whose head bears a count of its changes, so that no
-/// head is mistaken for an earlier one.
-#[derive(Debug)]
-pub(crate) struct FreeList(AtomicU64);
-
 const END: u32 = u32::MAX;
 
-impl FreeList {
+/// Attempts at a stack's head, each of which fails only because somebody else got further.
+const STACK_ATTEMPTS: u32 = 1024;
+
+/// Task numbers on a stack that is threaded through the table, whose head bears a count of its changes, so that no head is
+/// mistaken for an earlier one: those that are free, or those that a CPU is to queue.
+#[derive(Debug)]
+pub(crate) struct Stack<const RESCUED: bool>(AtomicU64);
+
+impl<const RESCUED: bool> Stack<RESCUED> {
+    const fn next(task: &Task) -> &AtomicU32 {
+        if RESCUED { &task.next_rescued } else { &task.next_free }
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self(AtomicU64::new(u64::from(END)))
+    }
+
     /// Every number of the table, the lowest first.
     pub(crate) fn over(tasks: &[Task]) -> Self {
         let mut next = END;
         for (number, task) in tasks.iter().enumerate().rev() {
-            task.next_free.store(next, Ordering::Relaxed);
+            Self::next(task).store(next, Ordering::Relaxed);
             next = number as u32;
         }
         Self(AtomicU64::new(u64::from(next)))
     }
 
-    /// Takes a number; none when all are taken, or everybody takes one at this moment.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.load(Ordering::Acquire) as u32 == END
+    }
+
+    /// Takes a number; none when there is none, or everybody takes one at this moment.
     pub(crate) fn take(&self, tasks: &[Task]) -> Option<u32> {
         let mut head = self.0.load(Ordering::Acquire);
-        for _ in 0..1024 {
+        for _ in 0..STACK_ATTEMPTS {
             let number = head as u32;
-            let next = tasks.get(number as usize)?.next_free.load(Ordering::Relaxed);
-            let after = (head >> 32).wrapping_add(1) << 32 | u64::from(next);
-            match self.0.compare_exchange(head, after, Ordering::AcqRel, Ordering::Acquire) {
+            let next = Self::next(tasks.get(number as usize)?).load(Ordering::Relaxed);
+            match self.0.compare_exchange(head, after(head, next), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some(number),
                 Err(found) => head = found,
             }
@@ -207,18 +233,22 @@ impl FreeList {
         None
     }
 
-    /// Gives a number back. False if it stays taken, because everybody gives one back at this moment.
+    /// Puts a number there that is not there. False if it could not be, because everybody puts one there at this moment.
     pub(crate) fn give(&self, tasks: &[Task], number: u32) -> bool {
         let Some(task) = tasks.get(number as usize) else { return false };
         let mut head = self.0.load(Ordering::Acquire);
-        for _ in 0..1024 {
-            task.next_free.store(head as u32, Ordering::Relaxed);
-            let after = (head >> 32).wrapping_add(1) << 32 | u64::from(number);
-            match self.0.compare_exchange(head, after, Ordering::AcqRel, Ordering::Acquire) {
+        for _ in 0..STACK_ATTEMPTS {
+            Self::next(task).store(head as u32, Ordering::Relaxed);
+            match self.0.compare_exchange(head, after(head, number), Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
                 Err(found) => head = found,
             }
         }
         false
     }
+}
+
+/// The head after `head` that is `number`.
+const fn after(head: u64, number: u32) -> u64 {
+    (head >> 32).wrapping_add(1) << 32 | number as u64
 }

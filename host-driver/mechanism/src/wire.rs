@@ -1,8 +1,6 @@
 //! The host's end of one function's lines: the ring that it writes, the slots that it reads. All that stands in them is the
 //! IPU's allegation.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-
 use neap_abi::line::Payload;
 use neap_abi::{AgentControl, Message, Txn};
 use neap_queue::{Full, Line, RingError, SharedProducer};
@@ -11,6 +9,8 @@ use crate::Platform;
 use crate::counters::Count;
 use crate::cpu::Cpu;
 use crate::enclave::Enclave;
+use crate::sync::figures;
+use crate::sync::{AtomicBool, Ordering, fence};
 
 /// The lines of one function, mapped as its hello page says.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Wire<'w, P> {
     /// The agent sleeps when idle: it has to be rung.
     sleeps: bool,
     /// Where it is rung: peer << 16 | vector.
-    bell: AtomicU32,
+    bell: figures::AtomicU32,
     poisoned: AtomicBool,
     /// What the hardware does.
     pub platform: P,
@@ -66,7 +66,7 @@ impl<'w, P: Platform> Wire<'w, P> {
             agent_line,
             lines: messages.len() as u32,
             sleeps,
-            bell: AtomicU32::new(0),
+            bell: figures::AtomicU32::new(0),
             poisoned: AtomicBool::new(false),
             platform,
         })
@@ -95,7 +95,7 @@ impl<'w, P: Platform> Wire<'w, P> {
             Ok(number) => number,
             Err(Full) => {
                 // Off the hot path: decision lines have brought no news, so look at what the agent says when idle.
-                cost.uncached_reads += 1;
+                cost.uncached_reads = 1;
                 self.refresh_credits();
                 match self.producer.push(&payload) {
                     Ok(number) => number,
@@ -103,7 +103,7 @@ impl<'w, P: Platform> Wire<'w, P> {
                 }
             }
         };
-        cost.line_writes += 1;
+        cost.line_writes = 1;
         self.platform.drain();
         self.platform.sent(message);
         cpu.counters.one(Count::Messages);
@@ -118,7 +118,7 @@ impl<'w, P: Platform> Wire<'w, P> {
     /// Whether the agent sleeps. Either it sees our line, or we see that it sleeps: it says so, fences, and looks again, as we do.
     fn sleeps_now(&self, cost: &mut Cost) -> bool {
         fence(Ordering::SeqCst);
-        cost.uncached_reads += 1;
+        cost.uncached_reads = cost.uncached_reads.wrapping_add(1);
         let Some(agent) = self.agent() else { return false };
         self.set_bell(agent.peer, agent.vector);
         agent.asleep

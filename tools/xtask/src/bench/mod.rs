@@ -6,6 +6,7 @@
 use clap::Subcommand;
 
 pub mod boot;
+pub mod fuzz_driver;
 pub mod kill;
 mod lives;
 pub mod path;
@@ -20,6 +21,8 @@ pub enum Bench {
     Path(Output),
     /// Instructions from reset to the first decision.
     Boot(Output),
+    /// The host driver's reading of everything that an IPU can write, fuzzed in user space.
+    FuzzDriver(fuzz_driver::Options),
     /// Agents killed at random points under load.
     Kill(kill::Options),
     /// The message ring against its best peers.
@@ -43,6 +46,7 @@ pub fn run(bench: Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Path(output) => path::run(output.json),
         Bench::Boot(output) => boot::run(output.json),
+        Bench::FuzzDriver(options) => fuzz_driver::run(options),
         Bench::Kill(options) => kill::run(options),
         Bench::Queue(output) => queue::run(output.json),
         Bench::Replace(options) => replace::run(options),

@@ -87,6 +87,12 @@ pub fn lint() -> Result<()> {
     module::lint(&root, &Kernel::ready(&root, Flavour::Stock)?)
 }
 
+/// The module and its BPF program, built for Debian's own kernel.
+pub fn module() -> Result<Module> {
+    let root = Root::ready()?;
+    module::build(&root, &Kernel::ready(&root, Flavour::Stock)?)
+}
+
 /// How long each step took.
 #[derive(Clone, Debug, Default)]
 pub struct Times(pub Vec<(String, Duration)>);

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 mod decode;
+pub mod module;
 
 use decode::{Flow, adds_into, flow};
 
@@ -28,7 +29,7 @@ pub struct Root {
 pub const ROOTS: [Root; 1] = [Root { krate: "neap_agent_fifo", function: "decision_loop" }];
 
 /// What must not be reached, as demangled names have it, and what it is.
-const FORBIDDEN: [(&str, &str); 11] = [
+const FORBIDDEN: [(&str, &str); 13] = [
     ("core::panicking::", "a panic"),
     ("core::option::unwrap_failed", "a panic"),
     ("core::option::expect_failed", "a panic"),
@@ -36,6 +37,8 @@ const FORBIDDEN: [(&str, &str); 11] = [
     ("core::slice::index::slice_", "a panic"),
     ("core::slice::copy_from_slice_impl::", "a panic"),
     ("rust_begin_unwind", "the panic handler"),
+    ("__rustc::rust_begin_unwind", "the panic handler"),
+    ("__fortify_panic", "a panic"),
     ("__rust_alloc", "an allocation"),
     ("__rust_realloc", "an allocation"),
     ("alloc::", "an allocation"),
@@ -109,21 +112,30 @@ impl Function {
         self.symbols.iter().any(|symbol| symbol.contains(root.krate) && symbol.contains(root.function))
     }
 
-    /// Names for people, without the hashes.
+    /// Names for people.
     fn name(&self) -> String {
-        let names: Vec<String> =
-            self.symbols.iter().map(|symbol| format!("{:#}", rustc_demangle::demangle(symbol))).collect();
+        let names: Vec<String> = self.symbols.iter().map(|symbol| plain(symbol)).collect();
         names.join(" = ")
     }
 
     fn forbidden(&self) -> Option<&'static str> {
-        self.symbols.iter().find_map(|symbol| {
-            let name = format!("{:#}", rustc_demangle::demangle(symbol));
-            // Of a method's name, `<T as Trait>::f`, the type counts: the trait may be anybody's.
-            let name = name.trim_start_matches(['<', '&']);
-            FORBIDDEN.iter().find(|(start, _)| name.starts_with(start)).map(|&(_, what)| what)
-        })
+        forbidden(self.symbols.iter().map(String::as_str))
     }
+}
+
+/// A symbol's name for people, without its hash.
+fn plain(symbol: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(symbol))
+}
+
+/// What a function must not be that has these symbols, if it is that.
+fn forbidden<'a>(symbols: impl IntoIterator<Item = &'a str>) -> Option<&'static str> {
+    symbols.into_iter().find_map(|symbol| {
+        let name = plain(symbol);
+        // Of a method's name, `<T as Trait>::f`, the type counts: the trait may be anybody's.
+        let name = name.trim_start_matches(['<', '&']);
+        FORBIDDEN.iter().find(|(start, _)| name.starts_with(start)).map(|&(_, what)| what)
+    })
 }
 
 /// The functions of an ELF, by address.

@@ -92,12 +92,21 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 16] = [
+const STAGES: [Stage; 18] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
-    Stage { name: "loom", about: "the ring's interleavings, all of them", run: stages::loom },
-    Stage { name: "miri", about: "the wire and the ring without undefined behaviour", run: stages::miri },
+    Stage {
+        name: "loom",
+        about: "interleavings of the ring, and of what races in the driver's mechanism",
+        run: stages::loom,
+    },
+    Stage {
+        name: "miri",
+        about: "the wire, the ring and the mechanism without undefined behaviour",
+        run: stages::miri,
+    },
+    Stage { name: "fuzz", about: "all that an IPU can write, read by the host driver", run: stages::fuzz },
     Stage { name: "nostd", about: "no std in what the card runs", run: stages::nostd },
     Stage {
         name: "image",
@@ -118,6 +127,11 @@ const STAGES: [Stage; 16] = [
         run: stages::lives,
     },
     Stage { name: "run", about: "neap run, on the virtual IPU and on the host", run: stages::run },
+    Stage {
+        name: "module",
+        about: "the host driver's module: no warning, and no panic under a lock",
+        run: stages::module,
+    },
     Stage {
         name: "linux",
         about: "the host driver in real kernels, under IPUs good and bad",

@@ -12,7 +12,7 @@ use crate::budget::Budget;
 use crate::firmware::{self, Kind, TARGET, cargo};
 use crate::process::{self, End, Finished, Limits, Stream, Watch};
 use crate::progress::Step;
-use crate::{panicfree, paths, setup};
+use crate::{linux, panicfree, paths, setup};
 
 /// The crates that the card runs: each builds without `std`.
 const CARD_CRATES: [&str; 8] = [
@@ -135,7 +135,8 @@ pub(super) fn unit() -> Result<Verdict> {
 }
 
 pub(super) fn loom() -> Result<Verdict> {
-    let mut command = in_checkout(&["test", "-p", "neap-queue", "--release", "--test", "loom"]);
+    let mut command = in_checkout(&["test", "-p", "neap-queue", "-p", "neap-mechanism", "--release"]);
+    command.args(["--lib", "--test", "loom"]);
     // Its own directory: the flag would have all else built anew.
     command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", paths::target_dir().join("loom"));
     tests("exploring interleavings (loom)", &mut command, CARGO)
@@ -147,11 +148,11 @@ pub(super) fn miri() -> Result<Verdict> {
         Err(error) => return Ok(Verdict::skipped(format!("skipped: {error:#}"))),
     };
     let mut command = miri.command();
-    command.args(["test", "-p", "neap-abi", "-p", "neap-queue", "--lib", "--tests"]);
+    command.args(["test", "-p", "neap-abi", "-p", "neap-queue", "-p", "neap-mechanism", "--lib", "--tests"]);
     command.env("CARGO_TARGET_DIR", paths::target_dir().join("miri"));
     // Seeds come from the system, and a failing one is written down.
     command.env("MIRIFLAGS", "-Zmiri-disable-isolation");
-    tests("interpreting the wire and the ring (miri)", &mut command, CARGO)
+    tests("interpreting the wire, the ring and the mechanism (miri)", &mut command, CARGO)
 }
 
 pub(super) fn nostd() -> Result<Verdict> {
@@ -206,6 +207,34 @@ pub(super) fn image() -> Result<Verdict> {
     Ok(verdict)
 }
 
+/// Inputs in the test; a run by itself takes many more.
+const INPUTS: &str = "300000";
+
+pub(super) fn fuzz() -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let words = ["fuzz-driver", "--inputs", INPUTS];
+    if let Some(figures) = measure(&mut verdict, "fuzzing the host driver", &words)? {
+        let (inputs, seed) = (&figures["inputs"], &figures["seed"]);
+        verdict.remarks.push(format!("{inputs} inputs, none crashed (seed {seed})"));
+    }
+    Ok(verdict)
+}
+
+pub(super) fn module() -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let module = linux::module()?;
+    verdict.pass();
+    let report = panicfree::module::check_file(&module.ko)?;
+    verdict.remarks.push(format!("{} functions run under a lock or with interrupts off", report.functions));
+    if report.findings.is_empty() {
+        verdict.pass();
+    } else {
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        verdict.fail(findings.join("\n"));
+    }
+    Ok(verdict)
+}
+
 pub(super) fn path() -> Result<Verdict> {
     setup::llvm()?;
     let mut verdict = Verdict::default();
@@ -227,8 +256,16 @@ pub(super) fn lives() -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// One measurement, which fails where its budget or its promise does.
+/// One measurement, with its figures as a remark.
 fn bench(verdict: &mut Verdict, what: &str, words: &[&str]) -> Result<()> {
+    if let Some(figures) = measure(verdict, what, words)? {
+        verdict.remarks.push(figures.to_string());
+    }
+    Ok(())
+}
+
+/// One measurement, which fails where its budget or its promise does: its figures, if it does not.
+fn measure(verdict: &mut Verdict, what: &str, words: &[&str]) -> Result<Option<Value>> {
     let program = std::env::current_exe().context("this program's own path")?;
     let name = words.first().copied().unwrap_or_default();
     let mut bench = Command::new(program);
@@ -236,13 +273,12 @@ fn bench(verdict: &mut Verdict, what: &str, words: &[&str]) -> Result<()> {
     let (finished, _) = step(&format!("{what} (bench {name})"), &mut bench, CARGO)?;
     if !finished.ok() {
         verdict.fail(format!("bench {name}: {}\n{}", finished.verdict(), finished.tail(TAIL)));
-        return Ok(());
+        return Ok(None);
     }
     let figures: Value =
         serde_json::from_str(&finished.out).with_context(|| format!("bench {name} --json prints no JSON"))?;
-    verdict.remarks.push(figures.to_string());
     verdict.pass();
-    Ok(())
+    Ok(Some(figures))
 }
 
 /// Seconds that `neap run` is driven for.
