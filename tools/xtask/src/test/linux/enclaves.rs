@@ -158,7 +158,10 @@ fn unplugged(rig: &mut Rig) -> Result<()> {
     rig.until_decided(0, 20)?;
     let ours = rig.counters(0)?.since(&before);
     let felt = (ours.of("fallbacks")?, ours.of("messages_dropped")?, rig.attached() - attached);
-    ensure!(felt == (0, 0, 0), "expected: the neighbour does not notice; it fell back, lost lines, was attached: {felt:?}");
+    ensure!(
+        felt == (0, 0, 0),
+        "expected: the neighbour does not notice; it fell back, lost lines, was attached: {felt:?}"
+    );
     rig.ipus.truncate(1);
     Ok(())
 }

@@ -87,8 +87,13 @@ pub(super) fn run() -> Result<Verdict> {
         let mut times = Times::default();
         let kit = Kit::ready(flavour, &mut times)?;
         for group in GROUPS {
-            let chosen: Vec<&Case> =
-                group.cases.iter().copied().flatten().filter(|case| format!("{}/{}", group.name, case.name).contains(name)).collect();
+            let chosen: Vec<&Case> = group
+                .cases
+                .iter()
+                .copied()
+                .flatten()
+                .filter(|case| format!("{}/{}", group.name, case.name).contains(name))
+                .collect();
             if !chosen.is_empty() {
                 tried(&mut verdict, flavour, &kit, &puppet, group, &chosen)?;
             }

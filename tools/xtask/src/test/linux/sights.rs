@@ -24,16 +24,26 @@ pub(super) const QUIET: &[Case] = &[
 /// Under load.
 pub(super) const LOUD: &[Case] = &[
     Case { name: "stress", about: "stress-ng under SCHED_EXT, by a good agent", run: stress },
-    Case { name: "stress_late", about: "stress-ng under SCHED_EXT, whose agent hangs half-way", run: stress_late },
+    Case {
+        name: "stress_late",
+        about: "stress-ng under SCHED_EXT, whose agent hangs half-way",
+        run: stress_late,
+    },
 ];
 
 /// On a machine one of whose CPUs can do without a tick.
-pub(super) const TICKLESS: &[Case] =
-    &[Case { name: "tickless", about: "a decision grants a CPU for ever, and its tick stops", run: tickless }];
+pub(super) const TICKLESS: &[Case] = &[Case {
+    name: "tickless",
+    about: "a decision grants a CPU for ever, and its tick stops",
+    run: tickless,
+}];
 
 fn types(rig: &mut Rig) -> Result<()> {
     let said = rig.shell("neap check types")?;
-    ensure!(said.contains("write-combining") && said.contains("write-through"), "expected: both types; {said}");
+    ensure!(
+        said.contains("write-combining") && said.contains("write-through"),
+        "expected: both types; {said}"
+    );
     Ok(())
 }
 
@@ -109,7 +119,8 @@ fn traces(rig: &mut Rig) -> Result<()> {
 }
 
 /// A load of all kinds that a scheduler has to do with, for so long.
-const STRESS: &str = "/bin/stress-ng --cpu 2 --switch 1 --fork 1 --futex 1 --pthread 1 --timeout 6s --oomable";
+const STRESS: &str =
+    "/bin/stress-ng --cpu 2 --switch 1 --fork 1 --futex 1 --pthread 1 --timeout 6s --oomable";
 
 fn stressed(rig: &mut Rig, meanwhile: impl FnOnce(&mut Rig) -> Result<()>) -> Result<()> {
     rig.ipus[0].conduct = Conduct::Good { prestages: true };
@@ -143,7 +154,10 @@ fn stress_late(rig: &mut Rig) -> Result<()> {
         Ok(())
     })?;
     let comebacks = rig.counters(0)?.of("comebacks")? - before;
-    ensure!(comebacks >= 1, "expected: the agent is ended, and the next decides; there were {comebacks} comebacks");
+    ensure!(
+        comebacks >= 1,
+        "expected: the agent is ended, and the next decides; there were {comebacks} comebacks"
+    );
     decided(rig, &[])
 }
 
@@ -158,7 +172,8 @@ const WATCHES: u32 = 8;
 /// Local timer interrupts of a CPU so far.
 fn ticks(rig: &mut Rig, cpu: u16) -> Result<u64> {
     let text = rig.read("/proc/interrupts")?;
-    let line = text.lines().find_map(|line| line.trim().strip_prefix("LOC:")).context("no local timer is listed")?;
+    let line =
+        text.lines().find_map(|line| line.trim().strip_prefix("LOC:")).context("no local timer is listed")?;
     let count = line.split_whitespace().nth(usize::from(cpu)).context("a CPU without a local timer")?;
     Ok(count.parse()?)
 }
@@ -170,7 +185,8 @@ fn slice(rig: &mut Rig, pid: i32) -> Result<u64> {
     rig.write("/proc/sysrq-trigger", "D")?;
     rig.write(&format!("{TRACING}/events/sched_ext/sched_ext_dump/enable"), "0")?;
     let trace = rig.read(&format!("{TRACING}/trace"))?;
-    let (_, rest) = trace.split_once(&format!("[{pid}]")).with_context(|| format!("{pid} is not dumped:\n{trace}"))?;
+    let (_, rest) =
+        trace.split_once(&format!("[{pid}]")).with_context(|| format!("{pid} is not dumped:\n{trace}"))?;
     let slice = rest.split_whitespace().find_map(|word| word.strip_prefix("slice="));
     Ok(slice.with_context(|| format!("no slice is dumped:\n{trace}"))?.parse()?)
 }
