@@ -165,8 +165,8 @@ impl Mechanism<'_> {
     /// what is found here: a stamp that comes to hold after the kernel has recorded a place, because it was guessed, would be of a
     /// task that the place is not for.
     fn all_hold(&self, number: u8, enclave: &Enclave, entry: &Cpu) -> bool {
-        let members = entry.batched.load(Ordering::Relaxed) as usize;
-        let holds = |place: &Place| {
+        let members = entry.batched.load(Ordering::Relaxed);
+        let holds = |(_, place): (u32, &Place)| {
             let cpu = place.number.load(Ordering::Relaxed) as u16;
             let judged = self.judge(number, enclave, cpu, &Txn::from_payload(&place.txn.get()));
             if let Ok(Some((_, word))) = judged {
@@ -174,7 +174,7 @@ impl Mechanism<'_> {
             }
             judged.is_ok()
         };
-        !entry.short.load(Ordering::Relaxed) && entry.batch.iter().take(members).all(holds)
+        !entry.short.load(Ordering::Relaxed) && (0..members).zip(&entry.batch).all(holds)
     }
 
     /// Whether a txn was decided on a state that a resync has since replaced: what it comes to then.

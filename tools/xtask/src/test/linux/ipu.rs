@@ -361,8 +361,16 @@ impl Ipu {
         if self.after == After::Deaf {
             return Ok(());
         }
+        // It has one policy, and takes no image.
+        let loads = matches!(line.command, Manage::Load | Manage::Replace);
+        let reply = match line {
+            ManagerLine { image_bytes: 1.., .. } if loads => Reply::RefusedImage,
+            ManagerLine { policy, .. } if loads && policy != policy_id("fifo") => Reply::NoPolicy,
+            _ => Reply::Done,
+        };
         let of_another = line.incarnation != 0 && came_after(self.incarnation, line.incarnation);
-        let ends = !of_another
+        let ends = reply == Reply::Done
+            && !of_another
             && !matches!(line.command, Manage::None | Manage::Load | Manage::Audit | Manage::Unload);
         if ends {
             let state = if self.after == After::GiveUp { AgentState::GivenUp } else { AgentState::Dead };
@@ -373,8 +381,7 @@ impl Ipu {
                 self.start()?;
             }
         }
-        let answer =
-            ReplyLine { reply: Reply::Done, request: line.request, detail: 0, incarnation: self.incarnation };
+        let answer = ReplyLine { reply, request: line.request, detail: 0, incarnation: self.incarnation };
         self.tell(REPLY_LINE, &answer.to_payload())
     }
 

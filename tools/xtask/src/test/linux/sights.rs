@@ -48,8 +48,11 @@ fn types(rig: &mut Rig) -> Result<()> {
 }
 
 fn uapi(rig: &mut Rig) -> Result<()> {
+    let before = rig.attached();
     rig.shell("neap check uapi")?;
-    Ok(())
+    // The function went and came back in it.
+    rig.until("the loader attaches again", 4 * PATIENCE, |rig| rig.attached() > before)?;
+    rig.until_decides(0)
 }
 
 const TRACING: &str = "/sys/kernel/tracing";
