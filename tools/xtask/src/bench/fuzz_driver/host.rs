@@ -112,7 +112,7 @@ impl<'m> Fuzzed<'m> {
         let threads = kernel.threads();
         let thread = random.random_range(0..threads.max(1));
         let lives = kernel.thread(thread).is_some_and(|(place, _)| place != Place::Gone);
-        match random.random_range(0..32) {
+        match random.random_range(0..34) {
             0..4 => drop(kernel.spawn(cpu, affinity, true)),
             4..12 => drop(kernel.wake(thread)),
             12..18 => drop(kernel.block(cpu, random.random_range(0..4) == 0)),
@@ -127,6 +127,7 @@ impl<'m> Fuzzed<'m> {
             }
             29 if lives && random.random_range(0..4) == 0 => drop(kernel.leave(thread)),
             30 => kernel.withhold(cpu),
+            31 | 32 => drop(kernel.plug(cpu, random.random())),
             _ => {
                 kernel.heed(cpu);
             }

@@ -290,9 +290,9 @@ mod tests {
 
     #[test]
     fn the_same_inputs_come_of_the_same_seed_and_reach_what_they_are_for() {
-        let report = fuzz(7, 0, 40_000);
-        assert_eq!((report.inputs, report.crashes), (40_000, 0), "{:?}", report.crashed);
-        let again = fuzz(7, 0, 40_000);
+        let report = fuzz(7, 0, 200_000);
+        assert_eq!((report.inputs, report.crashes), (200_000, 0), "{:?}", report.crashed);
+        let again = fuzz(7, 0, 200_000);
         assert_eq!((report.kinds, &report.outcomes), (again.kinds, &again.outcomes));
         let reached = |kind: Kind, outcome: &str| report.outcomes[&kind].get(outcome).copied().unwrap_or(0);
         for outcome in neap_abi::Outcome::ALL.into_iter().skip(1) {
