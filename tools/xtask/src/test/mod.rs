@@ -101,11 +101,7 @@ const STAGES: [Stage; 18] = [
         about: "interleavings of the ring, and of what races in the driver's mechanism",
         run: stages::loom,
     },
-    Stage {
-        name: "miri",
-        about: "the wire, the ring and the mechanism without undefined behaviour",
-        run: stages::miri,
-    },
+    Stage { name: "miri", about: "the wire and the ring without undefined behaviour", run: stages::miri },
     Stage { name: "fuzz", about: "all that an IPU can write, read by the host driver", run: stages::fuzz },
     Stage { name: "nostd", about: "no std in what the card runs", run: stages::nostd },
     Stage {
