@@ -405,8 +405,9 @@ impl<'m> Mechanism<'m> {
         let Some(task) = self.task(number) else { return };
         task.set_affinity(affinity.0, affinity.1);
         let (before, after) = self.change(task, |word| Word { stamp: word.stamp.wrapping_add(1), ..word });
-        // One that is in its queue is told of when it is back there.
-        if before.known && !before.in_flux && !matches!(before.phase, Phase::Host | Phase::Free) {
+        // One that is in its queue is told of when it is back there. One that runs is in flux too, but goes on without a word.
+        let told = !before.in_flux || before.phase == Phase::OnCpu;
+        if before.known && told && !matches!(before.phase, Phase::Host | Phase::Free) {
             let reporter = self.reporter(before.enclave, cpu);
             let message = self.event(MessageKind::TaskAffinityChanged, reporter, number, after, TaskFlags(0));
             self.tell(wires, before.enclave, message, cpu);
