@@ -259,6 +259,22 @@ fn a_cpu_is_withheld_only_while_something_else_has_it() {
 }
 
 #[test]
+fn a_task_that_runs_is_told_of_when_its_affinity_changes() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory);
+    bench.start(1, 1);
+    let before = bench.word(1).stamp;
+    // The kernel takes it off its queue for that, and puts it back.
+    bench.mechanism.quiescent(&bench.host, 1, 1, false);
+    bench.mechanism.set_affinity(&bench.host, 1, (1, 1), 1);
+    bench.mechanism.running(&bench.host, 1, 1);
+    let [line] = bench.sent().try_into().unwrap();
+    assert_eq!((line.kind, line.task, line.stamp), (MessageKind::TaskAffinityChanged, 1, before + 1));
+    assert_eq!((line.first_cpu, line.cpu_count), (1, 1));
+    assert_eq!((bench.word(1).phase, bench.word(1).stamp), (Phase::OnCpu, before + 1));
+}
+
+#[test]
 fn a_thread_that_takes_its_processs_number_is_found_by_it() {
     let memory = memory();
     let mut bench = Bench::new(&memory);
