@@ -143,7 +143,7 @@ fn late_for_good(rig: &mut Rig) -> Result<()> {
     // An agent again.
     (rig.ipus[0].after, rig.ipus[0].conduct) = (After::Restart, Conduct::Good { prestages: false });
     rig.ipus[0].start()?;
-    rig.until("the scheduler is attached anew", PATIENCE, |rig| rig.attached() > attached)?;
+    rig.until_attached(attached, PATIENCE)?;
     decided(rig, &workers)
 }
 
@@ -237,7 +237,7 @@ fn gives_up(rig: &mut Rig) -> Result<()> {
     let attached = rig.attached();
     rig.ipus[0].after = After::Restart;
     rig.boot_ipu(0, USUAL)?;
-    rig.until("the scheduler is attached anew", PATIENCE, |rig| rig.attached() > attached)?;
+    rig.until_attached(attached, PATIENCE)?;
     decided(rig, &workers)
 }
 
@@ -272,7 +272,7 @@ fn link(rig: &mut Rig) -> Result<()> {
         until_scheduler(rig, "disabled")?;
         rig.until_work(&workers, ROUNDS)?;
         rig.boot_ipu(0, USUAL)?;
-        rig.until("the scheduler is attached anew", PATIENCE, |rig| rig.attached() > attached)?;
+        rig.until_attached(attached, PATIENCE)?;
     }
     decided(rig, &workers)
 }
@@ -291,7 +291,7 @@ fn unbind(rig: &mut Rig) -> Result<()> {
     );
     rig.write("/sys/bus/pci/drivers/neap/bind", &name)?;
     rig.until("the driver attaches", PATIENCE, |rig| rig.ipus[0].sessions > sessions)?;
-    rig.until("the scheduler is attached anew", PATIENCE, |rig| rig.attached() > attached)?;
+    rig.until_attached(attached, PATIENCE)?;
     decided(rig, &workers)
 }
 

@@ -48,7 +48,7 @@ fn survives(
     rig.boot_ipu(0, USUAL).with_context(|| format!("after garbage of seed {SEED:#x}"))?;
     let state = rig.read("/sys/kernel/sched_ext/state")?;
     if state.trim() != "enabled" {
-        rig.until("the scheduler is attached anew", PATIENCE, |rig| rig.attached() > attached)?;
+        rig.until_attached(attached, PATIENCE)?;
     }
     decided(rig, &workers).with_context(|| format!("after garbage of seed {SEED:#x}"))
 }

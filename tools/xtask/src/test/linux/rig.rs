@@ -304,7 +304,12 @@ impl Rig {
         let before = self.attached();
         let words = ["/bin/neap", "scx", "attach"].map(str::to_owned).to_vec();
         self.order(Order::Daemon(LOADER.to_owned(), Class::Fair, words))?;
-        self.until("the scheduler is attached", 4 * PATIENCE, |rig| rig.attached() > before)
+        self.until_attached(before, 4 * PATIENCE)
+    }
+
+    /// Waits until the loader has attached again since it had `before` times.
+    pub(super) fn until_attached(&mut self, before: usize, patience: Duration) -> Result<()> {
+        self.until("the scheduler is attached", patience, |rig| rig.attached() > before)
     }
 
     /// Waits until a program that was started so has ended: how.
