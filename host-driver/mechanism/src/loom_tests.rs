@@ -102,6 +102,14 @@ impl Host {
         self.mechanism.cpus().iter().map(|cpu| cpu.counters.of_outcome(outcome)).sum()
     }
 
+    /// A CPU has no task, and the agent knows.
+    fn check_idles(&self, cpu: u16) {
+        let cpu = self.mechanism.cpu(cpu).unwrap();
+        assert_eq!(cpu.task(), TASK_NONE);
+        assert!(cpu.told_idle.load(Ordering::SeqCst), "the agent knows that it idles");
+        self.check();
+    }
+
     /// What must hold when all is still.
     fn check(&self) {
         let waiting = (0..TASKS as u32).filter(|&task| self.phase(task) == Phase::Runnable).count();
@@ -238,10 +246,7 @@ fn a_cpu_that_is_given_back_is_not_given_to_a_task_that_has_gone() {
         });
         host.mechanism.claim_and_release(&*host, 0, 0);
         event.join().unwrap();
-        let cpu = host.mechanism.cpu(0).unwrap();
-        assert_eq!(cpu.task(), TASK_NONE);
-        assert!(cpu.told_idle.load(Ordering::SeqCst), "the agent knows that it idles");
-        host.check();
+        host.check_idles(0);
     });
 }
 
@@ -258,10 +263,7 @@ fn a_cpu_that_idles_without_its_task_is_told_by_one_of_the_two() {
         });
         host.mechanism.switch(&*host, 0, Runs::Idle);
         event.join().unwrap();
-        let cpu = host.mechanism.cpu(0).unwrap();
-        assert_eq!(cpu.task(), TASK_NONE);
-        assert!(cpu.told_idle.load(Ordering::SeqCst), "the agent knows that it idles");
-        host.check();
+        host.check_idles(0);
     });
 }
 

@@ -83,14 +83,21 @@ impl Kit {
 
 /// Checks the in-kernel Rust: its form, and clippy's opinion.
 pub fn lint() -> Result<()> {
-    let root = Root::ready()?;
-    module::lint(&root, &Kernel::ready(&root, Flavour::Stock)?)
+    let (root, kernel) = stock()?;
+    module::lint(&root, &kernel)
 }
 
 /// The module and its BPF program, built for Debian's own kernel.
 pub fn module() -> Result<Module> {
+    let (root, kernel) = stock()?;
+    module::build(&root, &kernel)
+}
+
+/// What modules for Debian's own kernel are built in, and with.
+fn stock() -> Result<(Root, Kernel)> {
     let root = Root::ready()?;
-    module::build(&root, &Kernel::ready(&root, Flavour::Stock)?)
+    let kernel = Kernel::ready(&root, Flavour::Stock)?;
+    Ok((root, kernel))
 }
 
 /// How long each step took.

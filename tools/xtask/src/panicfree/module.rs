@@ -70,6 +70,12 @@ struct Function {
     end: u64,
 }
 
+impl Function {
+    fn may_call_through_registers(&self) -> bool {
+        INDIRECT.iter().any(|(allowed, _)| self.name.starts_with(allowed))
+    }
+}
+
 /// Where a branch goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
@@ -296,7 +302,7 @@ impl<'data> Module<'data> {
                         self.judge(function, symbol.name().unwrap_or_default(), &mut find);
                     }
                     Target::Indirect => {
-                        if !INDIRECT.iter().any(|(allowed, _)| function.name.starts_with(allowed)) {
+                        if !function.may_call_through_registers() {
                             find(format!("{address:#x} calls through a register: it can't be told what"));
                         }
                     }
@@ -317,7 +323,7 @@ impl<'data> Module<'data> {
         if let Some(what) = forbidden([name]) {
             find(format!("{what} can be reached: {}", plain(name)));
         } else if name.starts_with("__x86_indirect_thunk_") {
-            if !INDIRECT.iter().any(|(allowed, _)| function.name.starts_with(allowed)) {
+            if !function.may_call_through_registers() {
                 find("a call through a register: it can't be told what".to_owned());
             }
         } else if !KERNEL.iter().any(|(allowed, _)| *allowed == name) {

@@ -184,6 +184,16 @@ fn std_features(tree: &str) -> BTreeSet<String> {
     lines.filter(|line| line.ends_with("feature \"std\"")).map(str::to_owned).collect()
 }
 
+/// What a check for panics found.
+fn judged(verdict: &mut Verdict, report: &panicfree::Report) {
+    if report.findings.is_empty() {
+        verdict.pass();
+    } else {
+        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
+        verdict.fail(findings.join("\n"));
+    }
+}
+
 pub(super) fn image() -> Result<Verdict> {
     let mut verdict = Verdict::default();
     let allowed = Budget::load()?.image_loaded_bytes_max;
@@ -199,12 +209,7 @@ pub(super) fn image() -> Result<Verdict> {
     let bytes = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
     let report = panicfree::check(&bytes, &panicfree::ROOTS)?;
     verdict.remarks.push(format!("the decision path is {} functions", report.functions));
-    if report.findings.is_empty() {
-        verdict.pass();
-    } else {
-        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
-        verdict.fail(findings.join("\n"));
-    }
+    judged(&mut verdict, &report);
     Ok(verdict)
 }
 
@@ -227,12 +232,7 @@ pub(super) fn module() -> Result<Verdict> {
     verdict.pass();
     let report = panicfree::module::check_file(&module.ko)?;
     verdict.remarks.push(format!("{} functions run under a lock or with interrupts off", report.functions));
-    if report.findings.is_empty() {
-        verdict.pass();
-    } else {
-        let findings: Vec<String> = report.findings.iter().map(ToString::to_string).collect();
-        verdict.fail(findings.join("\n"));
-    }
+    judged(&mut verdict, &report);
     Ok(verdict)
 }
 

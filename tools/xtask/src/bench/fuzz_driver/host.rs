@@ -101,13 +101,12 @@ impl<'m> Fuzzed<'m> {
     /// What happens on a host anyway.
     fn live(&mut self, random: &mut ChaCha8Rng) {
         let cpu = random.random_range(0..CPUS);
-        let affinity = || match random.random_range(0..8u16) {
+        let affinity = match random.random_range(0..8u16) {
             first @ 0..3 => (first, 1),
             3 => (1, 2),
             _ => (0, 0),
         };
-        let mut affinity = affinity;
-        let (kernel, affinity) = (&mut self.kernel, affinity());
+        let kernel = &mut self.kernel;
         kernel.host.pass(200);
         let threads = kernel.threads();
         let thread = random.random_range(0..threads.max(1));
