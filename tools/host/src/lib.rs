@@ -21,7 +21,6 @@ pub mod onhost;
 pub mod ownership;
 pub mod report;
 pub mod spare;
-pub mod watchdog;
 pub mod window;
 pub mod wire;
 pub mod worker;

@@ -20,9 +20,9 @@ use crate::mechanism::{AgentStanding, Mechanism, TaskState};
 use crate::ownership::Owners;
 use crate::report::{EpitaphReport, FallbackReport, Latency, Report, Snapshot};
 use crate::spare::SpareAgent;
-use crate::watchdog::Watchdog;
 use crate::window::{HostWindow, HostWindowError};
 use crate::wire::Wire;
+use neap_mechanism::watch::Watchdog;
 
 /// The first version whose agents come and go within a session.
 pub(super) const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };

@@ -15,7 +15,7 @@ use crate::manager::Manager;
 use crate::mechanism::AgentStanding;
 use crate::report::FallbackReport;
 use crate::spare::SpareAgent;
-use crate::watchdog::{Beat, Blame};
+use neap_mechanism::watch::{Beat, Blame};
 
 /// Housekeeping's period: alarms, credits, resyncs, the agent's health.
 pub(super) const BEAT: Duration = Duration::from_millis(1);

@@ -4,6 +4,7 @@
 //! 2. What the kernel lacks is told before libbpf is asked, which would tell it in its own way.
 //! 3. Nothing is held while no scheduler is attached, so that the driver can be unloaded and loaded anew.
 
+mod cgroup;
 mod exit;
 mod kernel;
 mod object;
@@ -20,6 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::driver::{DEBUGFS, Device};
 use crate::print;
+use cgroup::{Cgroups, Here};
 use kernel::Kernel;
 use object::Attached;
 
@@ -52,6 +54,9 @@ pub struct AttachOptions {
     /// The scheduler's BPF object
     #[arg(long, default_value = OBJECT, value_name = "FILE")]
     pub object: PathBuf,
+    /// Keep all threads of a cgroup, and of those below it, in the class SCHED_EXT; can be given more than once
+    #[arg(long = "cgroup", value_name = "DIR")]
+    pub cgroups: Vec<PathBuf>,
     /// End with the scheduler, in place of attaching it anew
     #[arg(long)]
     pub once: bool,
@@ -72,13 +77,24 @@ fn attach(options: &AttachOptions) -> Result<()> {
     let over = || over.load(Ordering::Relaxed);
     let kernel = Kernel::here();
     let mut pause = PAUSE.0;
+    let mut cgroups = Cgroups::new(&options.cgroups, Here)?;
+    let mut refused = false;
+    let mut turn = || {
+        // Once is enough: it will be so at each look.
+        if let Err(error) = cgroups.look()
+            && !std::mem::replace(&mut refused, true)
+        {
+            eprintln!("neap: {error:#}");
+        }
+        thread::sleep(LOOK);
+    };
     loop {
         kernel.check()?;
         let attached = Attached::new(&options.object)?;
         print(ATTACHED)?;
         let since = Instant::now();
         while !over() && !attached.has_ended(&kernel) {
-            thread::sleep(LOOK);
+            turn();
         }
         if over() {
             attached.detach();
@@ -90,14 +106,14 @@ fn attach(options: &AttachOptions) -> Result<()> {
             return Ok(());
         }
         pause = if since.elapsed() > PAUSE.1 { PAUSE.0 } else { (2 * pause).min(PAUSE.1) };
-        if !await_agent(Path::new(DEBUGFS), pause, &over) {
+        if !await_agent(Path::new(DEBUGFS), pause, &over, &mut turn) {
             return Ok(());
         }
     }
 }
 
-/// Waits for `pause`, and then until an agent runs; false if all is `over` before.
-fn await_agent(debugfs: &Path, pause: Duration, over: &dyn Fn() -> bool) -> bool {
+/// Waits for `pause`, and then until an agent runs, in turns; false if all is `over` before.
+fn await_agent(debugfs: &Path, pause: Duration, over: &dyn Fn() -> bool, turn: &mut dyn FnMut()) -> bool {
     let since = Instant::now();
     let runs = || {
         let states = Device::all(debugfs).into_iter().filter_map(|device| device.state().ok());
@@ -107,7 +123,7 @@ fn await_agent(debugfs: &Path, pause: Duration, over: &dyn Fn() -> bool) -> bool
         if since.elapsed() >= pause && runs() {
             return true;
         }
-        thread::sleep(LOOK);
+        turn();
     }
     false
 }
@@ -130,7 +146,7 @@ mod tests {
                 debugfs.says("0", "state", &state(agent));
                 looks.get() > 5
             };
-            await_agent(debugfs.path(), Duration::ZERO, &over)
+            await_agent(debugfs.path(), Duration::ZERO, &over, &mut || {})
         };
         assert!(agent_after(2));
         assert_eq!(looks.get(), 3);

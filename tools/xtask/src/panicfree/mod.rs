@@ -5,7 +5,7 @@
 //! to where no function is known. It fails too where it finds no function of the path, so that a renamed
 //! function can't make it hold.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +13,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
 
 mod decode;
 pub mod module;
+mod walk;
 
 use decode::{Flow, adds_into, flow};
 
@@ -93,7 +94,7 @@ pub fn check(elf: &[u8], roots: &[Root]) -> Result<Report> {
             );
         }
     }
-    Ok(program.follow(&starts))
+    program.follow(&starts)
 }
 
 /// One function: what lies between its symbol and the symbol's end.
@@ -194,67 +195,48 @@ impl Program {
         (address < function.end).then_some(function)
     }
 
-    /// Follows every way out of `starts`, breadth first, so that each chain is a shortest one.
-    fn follow(&self, starts: &[u64]) -> Report {
-        let mut reached_from: BTreeMap<u64, Option<u64>> =
-            starts.iter().map(|&start| (start, None)).collect();
-        let mut queue: VecDeque<u64> = starts.iter().copied().collect();
-        let mut findings = Vec::new();
-        while let Some(start) = queue.pop_front() {
-            let Some(function) = self.functions.get(&start) else { continue };
-            let mut find =
-                |what: String| findings.push(Finding { chain: self.chain(&reached_from, start), what });
-            if let Some(what) = function.forbidden() {
-                find(format!("{what} can be reached"));
-                continue;
-            }
-            let mut targets = Vec::new();
-            for (index, &(address, word)) in function.code.iter().enumerate() {
-                match flow(address, word) {
-                    Flow::Next => {}
-                    Flow::To(target) => match self.at(target) {
-                        Some(callee) => targets.push(callee.start),
-                        None => {
-                            find(format!("{address:#x} branches to {target:#x}, where no function is known"))
-                        }
-                    },
-                    Flow::CallRegister(register) => {
-                        let name = function.name();
-                        if !INDIRECT_ALLOWED.iter().any(|(allowed, _)| name.contains(allowed)) {
-                            find(format!("{address:#x} calls through x{register}: it can't be told what"));
-                        }
+    /// Follows every way out of `starts`.
+    fn follow(&self, starts: &[u64]) -> Result<Report> {
+        let name = |start| self.functions.get(&start).map_or_else(|| format!("{start:#x}"), Function::name);
+        walk::follow(starts, name, |start, find| Ok(self.ways(start, find)))
+    }
+
+    /// Where a function leads; what is wrong with it goes to `find`.
+    fn ways(&self, start: u64, find: &mut dyn FnMut(String)) -> Vec<u64> {
+        let Some(function) = self.functions.get(&start) else { return Vec::new() };
+        if let Some(what) = function.forbidden() {
+            find(format!("{what} can be reached"));
+            return Vec::new();
+        }
+        let mut targets = Vec::new();
+        for (index, &(address, word)) in function.code.iter().enumerate() {
+            match flow(address, word) {
+                Flow::Next => {}
+                Flow::To(target) => match self.at(target) {
+                    Some(callee) => targets.push(callee.start),
+                    None => {
+                        find(format!("{address:#x} branches to {target:#x}, where no function is known"));
                     }
-                    Flow::JumpRegister(register) => {
-                        let before = &function.code[index.saturating_sub(4)..index];
-                        if !before.iter().any(|&(_, word)| adds_into(word, register)) {
-                            find(format!("{address:#x} jumps through x{register}: it can't be told where"));
-                        }
+                },
+                Flow::CallRegister(register) => {
+                    let name = function.name();
+                    if !INDIRECT_ALLOWED.iter().any(|(allowed, _)| name.contains(allowed)) {
+                        find(format!("{address:#x} calls through x{register}: it can't be told what"));
+                    }
+                }
+                Flow::JumpRegister(register) => {
+                    let before = &function.code[index.saturating_sub(4)..index];
+                    if !before.iter().any(|&(_, word)| adds_into(word, register)) {
+                        find(format!("{address:#x} jumps through x{register}: it can't be told where"));
                     }
                 }
             }
-            // Falling off the end leads into the next function; a return, a branch or a trap does not.
-            if let Some(next) = function.falls_through().and_then(|address| self.at(address)) {
-                targets.push(next.start);
-            }
-            for target in targets {
-                reached_from.entry(target).or_insert_with(|| {
-                    queue.push_back(target);
-                    Some(start)
-                });
-            }
         }
-        Report { functions: reached_from.len(), findings }
-    }
-
-    fn chain(&self, reached_from: &BTreeMap<u64, Option<u64>>, to: u64) -> Vec<String> {
-        let mut chain = Vec::new();
-        let mut at = Some(to);
-        while let Some(start) = at {
-            chain.push(self.functions.get(&start).map_or_else(|| format!("{start:#x}"), Function::name));
-            at = reached_from.get(&start).copied().flatten();
+        // Falling off the end leads into the next function; a return, a branch or a trap does not.
+        if let Some(next) = function.falls_through().and_then(|address| self.at(address)) {
+            targets.push(next.start);
         }
-        chain.reverse();
-        chain
+        targets
     }
 }
 
@@ -312,7 +294,7 @@ mod tests {
             ("slow", &[NOP, NOP, bl(3, 2, 4)]),
             (PANIC, &[RET]),
         ]);
-        let report = program.follow(&[0x1000]);
+        let report = program.follow(&[0x1000]).unwrap();
         assert_eq!(report.functions, 4);
         assert_eq!(report.findings.len(), 1);
         assert_eq!(report.findings[0].chain, ["decision_loop", "take", "slow", "core::panicking::panic_fmt"]);
@@ -326,53 +308,53 @@ mod tests {
             ("take", &[0x3600_0000 | 2 << 5, RET, b(1, 2, 0)]), // tbz to its own RET + 1
             (PANIC, &[RET]),
         ]);
-        assert_eq!(program.follow(&[0x1000]), Report { functions: 2, findings: vec![] });
+        assert_eq!(program.follow(&[0x1000]).unwrap(), Report { functions: 2, findings: vec![] });
     }
 
     #[test]
     fn conditional_branches_out_of_a_function_count() {
         // cbz w0, +64 instructions: the next function.
         let program = program(&[("decision_loop", &[0x3400_0000 | 64 << 5, RET]), (PANIC, &[RET])]);
-        assert_eq!(program.follow(&[0x1000]).findings.len(), 1);
+        assert_eq!(program.follow(&[0x1000]).unwrap().findings.len(), 1);
     }
 
     #[test]
     fn calls_through_registers_are_findings() {
         let program = program(&[("decision_loop", &[0xf940_0c21, 0xd63f_0020, RET])]);
-        let report = program.follow(&[0x1000]);
+        let report = program.follow(&[0x1000]).unwrap();
         assert!(report.findings[0].what.contains("0x1004 calls through x1"), "{report:?}");
     }
 
     #[test]
     fn jump_tables_are_told_from_tail_calls() {
         let table = program(&[("decision_loop", &[0x8b0c_096b, 0xd61f_0160])]);
-        assert!(table.follow(&[0x1000]).findings.is_empty());
+        assert!(table.follow(&[0x1000]).unwrap().findings.is_empty());
         let tail_call = program(&[("decision_loop", &[0xf940_0c21, 0xd61f_0020])]);
-        assert!(tail_call.follow(&[0x1000]).findings[0].what.contains("jumps through x1"));
+        assert!(tail_call.follow(&[0x1000]).unwrap().findings[0].what.contains("jumps through x1"));
     }
 
     #[test]
     fn a_branch_to_nowhere_is_a_finding() {
         let program = program(&[("decision_loop", &[0x1400_0100])]);
-        assert!(program.follow(&[0x1000]).findings[0].what.contains("no function is known"));
+        assert!(program.follow(&[0x1000]).unwrap().findings[0].what.contains("no function is known"));
     }
 
     #[test]
     fn falling_into_the_next_function_is_followed() {
         let mut program = program(&[("decision_loop", &[0xf940_0c21]), (PANIC, &[RET])]);
-        assert!(program.follow(&[0x1000]).findings.is_empty());
+        assert!(program.follow(&[0x1000]).unwrap().findings.is_empty());
         let panic = program.functions.remove(&0x1100).unwrap();
         program
             .functions
             .insert(0x1004, Function { start: 0x1004, code: vec![(0x1004, RET)], end: 0x1008, ..panic });
-        assert_eq!(program.follow(&[0x1000]).findings.len(), 1);
+        assert_eq!(program.follow(&[0x1000]).unwrap().findings.len(), 1);
     }
 
     #[test]
     fn recursion_ends() {
         let program =
             program(&[("decision_loop", &[bl(0, 0, 1), RET]), ("take", &[bl(1, 0, 0), bl(1, 1, 1), RET])]);
-        assert_eq!(program.follow(&[0x1000]).functions, 2);
+        assert_eq!(program.follow(&[0x1000]).unwrap().functions, 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! function, through the relocations that the kernel's loader will apply. The check fails where that reaches a panic, where it
 //! reaches a function of the kernel's that is not known to be fit for such a place, and where it can't tell.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use object::{
     Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex, SectionKind, SymbolIndex, SymbolKind,
 };
 
-use super::{Finding, Report, forbidden, plain};
+use super::{Report, forbidden, plain, walk};
 
 /// Functions of the driver's that only threads call, and the machine when it stands still. All others with such a name are
 /// checked, so that none is forgotten.
@@ -273,53 +273,41 @@ impl<'data> Module<'data> {
         Ok(targets)
     }
 
-    /// Follows every way out of `starts`, breadth first, so that each chain is a shortest one.
+    /// Follows every way out of `starts`.
     fn follow(&self, starts: &[usize]) -> Result<Report> {
-        let mut reached_from: BTreeMap<usize, Option<usize>> =
-            starts.iter().map(|&start| (start, None)).collect();
-        let mut queue: VecDeque<usize> = starts.iter().copied().collect();
-        let (mut findings, mut told) = (Vec::new(), BTreeSet::new());
-        while let Some(at) = queue.pop_front() {
-            let function = &self.functions[at];
-            let mut find = |what: String| {
-                if told.insert((at, what.clone())) {
-                    findings.push(Finding { chain: self.chain(&reached_from, at), what });
+        walk::follow(starts, |at| plain(&self.functions[at].name), |at, find| self.ways(at, find))
+    }
+
+    /// Where a function leads; what is wrong with it goes to `find`.
+    fn ways(&self, at: usize, find: &mut dyn FnMut(String)) -> Result<Vec<usize>> {
+        let function = &self.functions[at];
+        let mut inside = Vec::new();
+        if let Some(what) = forbidden([function.name.as_str()]) {
+            find(format!("{what} can be reached"));
+            return Ok(inside);
+        }
+        for (address, target) in self.targets(function)? {
+            match target {
+                Target::Inside(section, place) => match self.at(section, place) {
+                    Some(callee) => inside.push(callee),
+                    None => find(format!("{address:#x} branches to where no function is known")),
+                },
+                Target::Kernel(symbol) => {
+                    let symbol = self.file.symbol_by_index(symbol)?;
+                    self.judge(function, symbol.name().unwrap_or_default(), find);
                 }
-            };
-            if let Some(what) = forbidden([function.name.as_str()]) {
-                find(format!("{what} can be reached"));
-                continue;
-            }
-            let mut inside = Vec::new();
-            for (address, target) in self.targets(function)? {
-                match target {
-                    Target::Inside(section, place) => match self.at(section, place) {
-                        Some(callee) => inside.push(callee),
-                        None => find(format!("{address:#x} branches to where no function is known")),
-                    },
-                    Target::Kernel(symbol) => {
-                        let symbol = self.file.symbol_by_index(symbol)?;
-                        self.judge(function, symbol.name().unwrap_or_default(), &mut find);
-                    }
-                    Target::Indirect => {
-                        if !function.may_call_through_registers() {
-                            find(format!("{address:#x} calls through a register: it can't be told what"));
-                        }
+                Target::Indirect => {
+                    if !function.may_call_through_registers() {
+                        find(format!("{address:#x} calls through a register: it can't be told what"));
                     }
                 }
-            }
-            for callee in inside {
-                reached_from.entry(callee).or_insert_with(|| {
-                    queue.push_back(callee);
-                    Some(at)
-                });
             }
         }
-        Ok(Report { functions: reached_from.len(), findings })
+        Ok(inside)
     }
 
     /// Whether the module's code may call what is not its own.
-    fn judge(&self, function: &Function, name: &str, find: &mut impl FnMut(String)) {
+    fn judge(&self, function: &Function, name: &str, find: &mut dyn FnMut(String)) {
         if let Some(what) = forbidden([name]) {
             find(format!("{what} can be reached: {}", plain(name)));
         } else if name.starts_with("__x86_indirect_thunk_") {
@@ -329,17 +317,6 @@ impl<'data> Module<'data> {
         } else if !KERNEL.iter().any(|(allowed, _)| *allowed == name) {
             find(format!("{} of the kernel's is called, which is not known to be fit for it", plain(name)));
         }
-    }
-
-    fn chain(&self, reached_from: &BTreeMap<usize, Option<usize>>, to: usize) -> Vec<String> {
-        let mut chain = Vec::new();
-        let mut at = Some(to);
-        while let Some(function) = at {
-            chain.push(plain(&self.functions[function].name));
-            at = reached_from.get(&function).copied().flatten();
-        }
-        chain.reverse();
-        chain
     }
 }
 

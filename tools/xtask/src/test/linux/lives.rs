@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use neap_abi::{AgentState, Operation, Outcome, Txn, TxnFlags, Version};
-use neap_puppet::{Order, Word};
+use neap_puppet::{Class, Order, Word};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Case;
 use super::ipu::{Make, USUAL};
 use super::outcomes::{A, B, goes_on, is, signal};
-use super::rig::{PATIENCE, Rig, Worker};
+use super::rig::{CGROUP, PATIENCE, Rig, Worker};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "no_agent", about: "an agent ends while its decision lies ready", run: no_agent },
@@ -19,6 +19,11 @@ pub(super) const CASES: &[Case] = &[
         name: "unsupported_version",
         about: "an agent says more than its version has",
         run: unsupported_version,
+    },
+    Case {
+        name: "by_cgroup",
+        about: "a task comes into the class by its cgroup, and leaves it so",
+        run: by_cgroup,
     },
     Case { name: "storm", about: "decisions of all kinds among tasks that do what they like", run: storm },
 ];
@@ -70,6 +75,20 @@ fn unsupported_version(rig: &mut Rig) -> Result<()> {
     is("a txn that names its agent", rig.verdict(0, B, id)?, Outcome::UnsupportedVersion)?;
     goes_on(rig, task, B)?;
     rig.boot_ipu(0, USUAL)
+}
+
+fn by_cgroup(rig: &mut Rig) -> Result<()> {
+    let number = rig.outsider(Class::Fair, &[], Word::Nap)?;
+    let pid = rig.looked(number)?.pid;
+    rig.ipus[0].view.newcomers.clear();
+    rig.write(&format!("{CGROUP}/cgroup.procs"), &pid.to_string())?;
+    let task = rig
+        .wait("who came to the cgroup is told of", PATIENCE, |rig| rig.ipus[0].view.newcomers.pop_front())?;
+    rig.until_decided(0, 20)?;
+    rig.until_work(&[number], 10)?;
+    rig.write("/sys/fs/cgroup/cgroup.procs", &pid.to_string())?;
+    rig.until_gone(0, Worker { number, pid, task })?;
+    rig.until_work(&[number], 10)
 }
 
 /// How long the storm lasts, and its seed.

@@ -23,6 +23,8 @@ const BOOT: Duration = Duration::from_secs(240);
 pub(super) const DEVICE: &str = "/dev/neap0";
 /// The loader's name among the puppet's daemons.
 pub(super) const LOADER: &str = "loader";
+/// The cgroup whose threads the loader keeps in the class.
+pub(super) const CGROUP: &str = "/sys/fs/cgroup/fast";
 /// How long the guest may take to tell how it is, when something has gone wrong.
 const SOON: Duration = Duration::from_secs(5);
 /// Lines of the kernel's log in an error.
@@ -302,7 +304,8 @@ impl Rig {
     /// Starts the loader, and waits until the scheduler is in its place.
     pub(super) fn attach(&mut self) -> Result<()> {
         let before = self.attached();
-        let words = ["/bin/neap", "scx", "attach"].map(str::to_owned).to_vec();
+        self.shell(&format!("mkdir -p {CGROUP}"))?;
+        let words = ["/bin/neap", "scx", "attach", "--cgroup", CGROUP].map(str::to_owned).to_vec();
         self.order(Order::Daemon(LOADER.to_owned(), Class::Fair, words))?;
         self.until_attached(before, 4 * PATIENCE)
     }
