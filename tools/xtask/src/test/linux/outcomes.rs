@@ -346,9 +346,11 @@ fn hogged(rig: &mut Rig, class: Class, held: bool) -> Result<(usize, Option<Work
         let runner = if held { Some(rig.runner(0, C)?) } else { None };
         let task = rig.parked(0, &[], Word::Work)?;
         let run = rig.run_txn(0, task, C)?;
+        rig.ipus[0].view.lets_lie = true;
         let id = rig.prestage(0, run)?;
         let hog = rig.outsider(class, &[C], Word::Work)?;
         let outcome = rig.verdict(0, C, id)?;
+        rig.ipus[0].view.lets_lie = false;
         if outcome == Outcome::CpuUnavailable {
             let open = rig.ipus[0].view.cpus[usize::from(C)].open;
             ensure!(!open, "expected: the CPU is told to be busy; it is not");

@@ -78,6 +78,8 @@ pub(super) struct View {
     pub newcomers: VecDeque<u32>,
     /// Those that come from now on are held.
     pub hold_new: bool,
+    /// Decisions lie in the slots of idle CPUs for as long as they like.
+    pub lets_lie: bool,
     /// Verdicts told, in order.
     pub verdicts: Vec<(u16, u32, Outcome)>,
     /// How often each was told.
@@ -392,7 +394,7 @@ impl View {
     pub(super) fn asleep_over(&mut self) -> Vec<u16> {
         let mut found = Vec::new();
         for (number, cpu) in (0..).zip(&mut self.cpus) {
-            let idle = cpu.open && cpu.task.is_none();
+            let idle = cpu.open && cpu.task.is_none() && !self.lets_lie;
             if let Some(staged) =
                 cpu.staged.last_mut().filter(|staged| idle && staged.since.elapsed() > NUDGE)
             {
