@@ -12,7 +12,7 @@ use kernel::{
     mm::virt::VmaNew,
     page::PAGE_SIZE,
     prelude::*,
-    sync::Arc,
+    sync::{rcu, Arc},
     uaccess::{UserPtr, UserSlice},
 };
 use neap_abi::hello::{Region, RegionKind, HELLO_BYTES};
@@ -164,19 +164,29 @@ unsafe impl Send for Mapped {}
 // SAFETY: As above.
 unsafe impl Sync for Mapped {}
 
+/// What open files of one function have mapped.
+#[derive(Default)]
+pub(crate) struct Mappings {
+    files: KVec<Mapped>,
+    /// The function is gone: nothing is mapped any more.
+    closed: bool,
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
-        let mut all = self.function.mapped.lock();
-        if let Some(at) = all.iter().position(|one| *one == self.mapped) {
-            let _ = all.remove(at);
+        let files = &mut self.function.mappings.lock().files;
+        if let Some(at) = files.iter().position(|one| *one == self.mapped) {
+            let _ = files.remove(at);
         }
     }
 }
 
 impl Function {
-    /// Takes from user space what it has mapped.
+    /// Takes from user space what it has mapped, for good.
     pub(crate) fn unmap(&self) {
-        for Mapped(mapped) in self.mapped.lock().iter() {
+        let mut mappings = self.mappings.lock();
+        mappings.closed = true;
+        for Mapped(mapped) in mappings.files.iter() {
             // SAFETY: Files leave the list, under its lock, before they end, and their address space with them. All of it.
             unsafe { bindings::unmap_mapping_range(*mapped, 0, 0, 1) };
         }
@@ -194,7 +204,7 @@ impl MiscDevice for Device {
         let function = FUNCTIONS.lock().get(number).and_then(|place| place.clone()).ok_or(ENODEV)?;
         // SAFETY: An open file has an address space, which does not change.
         let mapped = Mapped(unsafe { (*file.as_ptr()).f_mapping });
-        function.mapped.lock().push(mapped, GFP_KERNEL)?;
+        function.mappings.lock().files.push(mapped, GFP_KERNEL)?;
         Ok(KBox::new(Self { function, mapped }, GFP_KERNEL)?)
     }
 
@@ -345,14 +355,14 @@ impl Device {
         write(at, &asked, size)
     }
 
-    /// The region that a mapping of `bytes` from `offset` on lies in, with whether it may be written. The caller holds the
-    /// function's watch.
+    /// The region that a mapping of `bytes` from `offset` on lies in, with whether it may be written.
     fn region(&self, offset: u64, bytes: u64) -> Result<(Type, bool)> {
         let end = offset.checked_add(bytes).ok_or(EINVAL)?;
         if offset == 0 && end <= HELLO_BYTES as u64 {
             return Ok((Type::Uncached, false));
         }
         let host = host().ok_or(ENODEV)?;
+        let _session_stays = rcu::read_lock();
         let session = host.session(self.function.number).ok_or(ENODEV)?;
         let holds = |region: &Region| {
             let pages = region.bytes.next_multiple_of(PAGE_SIZE as u64);
@@ -373,9 +383,10 @@ impl Device {
         // SAFETY: The area is being set up, and is ours to read.
         let page = unsafe { (*raw).vm_pgoff };
         let offset = (page as u64).checked_mul(PAGE_SIZE as u64).ok_or(EINVAL)?;
-        // Held until it is mapped: whoever has the function leave takes it away again (`Function::unmap`).
-        let watch = self.function.watch.lock();
-        if watch.left {
+        // Held until it is mapped: whoever has the function leave takes it away again (`Function::unmap`). Not the watch, whose
+        // holder may wait for who waits for this address space, whose lock our caller has.
+        let mappings = self.function.mappings.lock();
+        if mappings.closed {
             return Err(ENODEV);
         }
         let (kind, writable) = self.region(offset, (vma.end() - vma.start()) as u64)?;

@@ -19,7 +19,7 @@ use neap_mechanism::ENCLAVES_MAX;
 
 use crate::beat::Watch;
 use crate::debug;
-use crate::device::{Device, Mapped};
+use crate::device::{Device, Mappings};
 use crate::host::{host, kick, now_ns, FUNCTIONS};
 use crate::session::Place;
 use crate::window::{Map, Type};
@@ -48,9 +48,9 @@ pub(crate) struct Function {
     /// Held by who manages: a line holds one request.
     #[pin]
     pub(crate) managing: Mutex<()>,
-    /// What open files of the device have mapped.
+    /// What open files of the device have mapped. Taken under a user's address space's lock: its holder waits for no other.
     #[pin]
-    pub(crate) mapped: Mutex<KVec<Mapped>>,
+    pub(crate) mappings: Mutex<Mappings>,
     /// Everything about the agent. Its holder alone publishes sessions.
     #[pin]
     pub(crate) watch: Mutex<Watch>,
@@ -173,7 +173,7 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Bound<'bound>> {
                 heard,
                 measuring <- new_mutex!(()),
                 managing <- new_mutex!(()),
-                mapped <- new_mutex!(KVec::new()),
+                mappings <- new_mutex!(Mappings::default()),
                 watch <- new_mutex!(Watch::new()),
             }),
             GFP_KERNEL,
