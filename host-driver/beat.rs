@@ -14,7 +14,7 @@ use neap_mechanism::watch::{Beat, Blame, Watchdog};
 use neap_mechanism::{Enclave, Level};
 
 use crate::function::Function;
-use crate::host::{host, kick, now_ns, synchronize_rcu, Host, FUNCTIONS};
+use crate::host::{host, kick, now_ns, runqueues_pass, Host, FUNCTIONS};
 use crate::manager::asking;
 use crate::session::{hello, Session, Voice};
 
@@ -625,9 +625,12 @@ impl Function {
     fn fall_back(&self, host: &Host, enclave: &Enclave, watch: &mut Watch) {
         enclave.set_level(Level::Host);
         enclave.set_standing(Standing::Gone);
-        synchronize_rcu();
+        runqueues_pass();
         host.mechanism.forget_groups(host, self.number);
-        let rescued = host.mechanism.rescue_from(self.number);
+        let mut rescued = host.mechanism.rescue_from(self.number);
+        // Those that were in flux are not any more.
+        runqueues_pass();
+        rescued += host.mechanism.rescue_from(self.number);
         watch.fallbacks += 1;
         watch.fell_ns = now_ns();
         pr_info!("neap{}: {} tasks were waiting for a decision\n", self.name(), rescued);

@@ -110,12 +110,14 @@ pub(crate) fn host() -> Option<&'static Host> {
 }
 
 impl Host {
-    /// Has a session's wire be used from now on, or none. The one before is no more used when this returns. May sleep.
+    /// Has a session's wire be used from now on, or none. The one before is no more used when this returns. May sleep, for as
+    /// long as tasks take that are in a read-side section of RCU: so no task may wait for an agent of the one before.
     pub(crate) fn publish(&self, enclave: u8, session: Option<KBox<Session>>) -> Option<KBox<Session>> {
         let place = self.sessions.get(usize::from(enclave))?;
         let next = session.map_or(core::ptr::null_mut(), KBox::into_raw);
         let before = place.swap(next, Ordering::AcqRel);
-        synchronize_rcu();
+        // SAFETY: No precondition but that the caller may sleep.
+        unsafe { kernel::bindings::synchronize_rcu() };
         // SAFETY: It came from `KBox::into_raw` above, nobody can find it any more, and whoever had found it is done.
         (!before.is_null()).then(|| unsafe { KBox::from_raw(before) })
     }
@@ -142,10 +144,13 @@ impl Wires for Host {
     }
 }
 
-/// Waits until everybody who looks under a runqueue's lock has seen what was said before. May sleep.
-pub(crate) fn synchronize_rcu() {
+/// Waits until everybody who looks under a runqueue's lock, or with interrupts off, has seen what was said before. May sleep.
+///
+/// Not a grace period of RCU's: that waits for tasks too that were preempted in a read-side section, and those may be the very
+/// ones that wait for a decision.
+pub(crate) fn runqueues_pass() {
     // SAFETY: No precondition but that the caller may sleep.
-    unsafe { kernel::bindings::synchronize_rcu() };
+    unsafe { kernel::bindings::kick_all_cpus_sync() };
 }
 
 /// Monotonic time, in ns; from any context.

@@ -101,7 +101,7 @@ impl Enclave {
         }
     }
 
-    /// Says who decides from now on. Whoever looks under a runqueue's lock sees it when a grace period has passed.
+    /// Says who decides from now on. Whoever looks under a runqueue's lock sees it when every CPU has passed out of its own.
     pub fn set_level(&self, level: Level) {
         self.level.store(level as u32, Ordering::SeqCst);
     }

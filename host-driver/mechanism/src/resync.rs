@@ -22,8 +22,8 @@ pub struct Arrival {
 
 impl Mechanism<'_> {
     /// Takes every task that waits for an agent's decision out of its hands: the CPUs queue them. After the enclave's level
-    /// has changed and a grace period has passed, in a thread, and again until none is left: one that is in flux at this moment
-    /// is passed over. Returns how many.
+    /// has changed and every CPU has passed out of its runqueue's lock, in a thread, and again until none is left: one that is in
+    /// flux at this moment is passed over. Returns how many.
     pub fn rescue_from(&self, enclave: u8) -> u32 {
         let mut rescued = 0;
         // The last one put there is the first one taken.
