@@ -14,7 +14,7 @@ use neap_mechanism::watch::{Beat, Blame, Watchdog};
 use neap_mechanism::{Enclave, Level};
 
 use crate::function::Function;
-use crate::host::{host, kick, now_ns, runqueues_pass, Host, FUNCTIONS};
+use crate::host::{host, kick, now_ns, runqueues_pass, Host, Leaving, FUNCTIONS};
 use crate::manager::asking;
 use crate::session::{hello, Session, Voice};
 
@@ -105,6 +105,8 @@ enum Attaching {
 pub(crate) struct Watch {
     attaching: Attaching,
     voice: Option<Voice>,
+    /// The session before, for as long as somebody may be using it.
+    leaving: Option<Leaving>,
     /// The function is gone.
     pub(crate) left: bool,
     sessions: u32,
@@ -144,6 +146,7 @@ impl Watch {
         Self {
             attaching: Attaching::Looking,
             voice: None,
+            leaving: None,
             left: false,
             sessions: now_ns() as u32 | 1,
             watchdog_ms,
@@ -279,6 +282,10 @@ impl Function {
                 if watch.beats % 16 != 0 {
                     return;
                 }
+                if watch.leaving.as_ref().is_some_and(|leaving| !leaving.is_over()) {
+                    return;
+                }
+                watch.leaving = None;
                 let session = self.ask(watch);
                 match session {
                     Ok(Some(session)) => watch.attaching = Attaching::Asked { session, since_ns: now },
@@ -399,7 +406,7 @@ impl Function {
         watch.attaching = Attaching::Done;
         let first = watch.fault.is_none() && watch.fallbacks == 0;
         host.mechanism.begin_session(host, self.number);
-        drop(host.publish(self.number, Some(session)));
+        watch.leaving = host.publish(self.number, Some(session));
         if let Some(session) = host.session(self.number) {
             self.succeed(host, enclave, watch, session, agent);
         }
@@ -508,7 +515,7 @@ impl Function {
         if let (Some(mut voice), Some(session), None) = (voice, session, fault) {
             voice.detach(session);
         }
-        drop(host.publish(self.number, None));
+        watch.leaving = host.publish(self.number, None);
         watch.attaching = Attaching::Looking;
     }
 
@@ -760,7 +767,14 @@ impl Function {
         let Some(host) = host() else { return };
         let Some(enclave) = host.mechanism.enclave(self.number) else { return };
         let mut watch = self.watch.lock();
-        let watch = &mut *watch;
+        self.leave_with(host, enclave, &mut watch);
+        let leaving = watch.leaving.take();
+        // It may be waited for: the thread that looks after all functions does not wait with us.
+        drop(watch);
+        drop(leaving);
+    }
+
+    fn leave_with(&self, host: &Host, enclave: &Enclave, watch: &mut Watch) {
         watch.left = true;
         if let Attaching::Asked { .. } = watch.attaching {
             watch.voice = None;

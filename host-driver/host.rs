@@ -110,16 +110,17 @@ pub(crate) fn host() -> Option<&'static Host> {
 }
 
 impl Host {
-    /// Has a session's wire be used from now on, or none. The one before is no more used when this returns. May sleep, for as
-    /// long as tasks take that are in a read-side section of RCU: so no task may wait for an agent of the one before.
-    pub(crate) fn publish(&self, enclave: u8, session: Option<KBox<Session>>) -> Option<KBox<Session>> {
+    /// Has a session's wire be used from now on, or none. The one before may be in use until it has left.
+    pub(crate) fn publish(&self, enclave: u8, session: Option<KBox<Session>>) -> Option<Leaving> {
         let place = self.sessions.get(usize::from(enclave))?;
         let next = session.map_or(core::ptr::null_mut(), KBox::into_raw);
         let before = place.swap(next, Ordering::AcqRel);
-        // SAFETY: No precondition but that the caller may sleep.
-        unsafe { kernel::bindings::synchronize_rcu() };
-        // SAFETY: It came from `KBox::into_raw` above, nobody can find it any more, and whoever had found it is done.
-        (!before.is_null()).then(|| unsafe { KBox::from_raw(before) })
+        if before.is_null() {
+            return None;
+        }
+        // SAFETY: No precondition.
+        let grace = unsafe { kernel::bindings::start_poll_synchronize_rcu() };
+        Some(Leaving { session: before, grace })
     }
 
     /// An enclave's session.
@@ -127,8 +128,41 @@ impl Host {
     /// Whoever calls is in a read-side section of RCU, or holds the function's watch, whose holder alone publishes.
     pub(crate) fn session(&self, enclave: u8) -> Option<&Session> {
         let place = self.sessions.get(usize::from(enclave))?;
-        // SAFETY: A session is freed only after a grace period (`Host::publish`), by the holder of the function's watch.
+        // SAFETY: A session is freed only after a grace period (`Leaving`), once the holder of the function's watch has taken it
+        // from its place.
         unsafe { place.load(Ordering::Acquire).as_ref() }
+    }
+}
+
+/// A session that somebody may still be using, who found it before another was published.
+///
+/// Its grace period is not waited for by the thread that looks after all functions: it lasts for as long as tasks take that are
+/// in a read-side section of RCU, and those may wait for another function's agent, which only that thread can end.
+pub(crate) struct Leaving {
+    session: *mut Session,
+    grace: usize,
+}
+
+// SAFETY: It owns the session, which threads may share.
+unsafe impl Send for Leaving {}
+
+impl Leaving {
+    /// Whether nobody uses it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        // SAFETY: The cookie came from `start_poll_synchronize_rcu`.
+        unsafe { kernel::bindings::poll_state_synchronize_rcu(self.grace) }
+    }
+}
+
+impl Drop for Leaving {
+    /// Frees the session. Sleeps until nobody uses it any more, if need be.
+    fn drop(&mut self) {
+        if !self.is_over() {
+            // SAFETY: No precondition but that the caller may sleep.
+            unsafe { kernel::bindings::synchronize_rcu() };
+        }
+        // SAFETY: It came from `KBox::into_raw` in `Host::publish`, nobody can find it any more, and whoever had found it is done.
+        drop(unsafe { KBox::from_raw(self.session) });
     }
 }
 

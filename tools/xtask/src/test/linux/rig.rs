@@ -446,10 +446,15 @@ impl Rig {
         Ok(())
     }
 
-    /// Has a worker that runs rest, and waits until that is told.
+    /// Has a worker that runs rest, and waits until that is told. If something else takes its CPU before it does, it is decided
+    /// for as for any other meanwhile.
     pub(super) fn rest(&mut self, ipu: usize, worker: Worker) -> Result<()> {
+        let held = self.ipus[ipu].view.tasks.get(&worker.task).is_some_and(|task| task.held);
+        self.hold(ipu, worker, false);
         self.tell(worker, Word::Rest)?;
-        self.until_stands(ipu, worker, Stand::Blocked)
+        self.until_stands(ipu, worker, Stand::Blocked)?;
+        self.hold(ipu, worker, held);
+        Ok(())
     }
 
     /// A task's stamp, as last told.
