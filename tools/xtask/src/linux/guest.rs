@@ -231,9 +231,9 @@ fn forward(mut lines: impl BufRead, to: &mpsc::Sender<String>) {
     }
 }
 
-/// The lines of a console in which a kernel complains: of itself, of the driver, or of the driver's locks.
+/// The lines of a console in which a kernel complains: of itself, of the driver, of the driver's locks, or of its own tests.
 pub fn complaints(console: &str) -> Vec<&str> {
-    const SIGNS: [&str; 9] = [
+    const SIGNS: [&str; 10] = [
         "BUG:",
         "WARNING:",
         "INFO: possible",
@@ -243,6 +243,7 @@ pub fn complaints(console: &str) -> Vec<&str> {
         "Kernel panic",
         "general protection fault",
         "rust_kernel: panicked",
+        "] not ok ",
     ];
     let complains = |line: &&str| SIGNS.iter().any(|sign| line.contains(sign));
     console.lines().filter(complains).collect()

@@ -29,9 +29,7 @@ cp "/usr/lib/modules/$release/vmlinuz" /kernel/
 
 /// A kernel from the same source. What only its own link needs is removed: it is most of a gigabyte.
 const WHOLE: &str = r#"
-$make tinyconfig
-/source/scripts/kconfig/merge_config.sh -m -O /kernel/build /kernel/build/.config /kernel/debug.config
-$make olddefconfig
+$make KCONFIG_ALLCONFIG=/kernel/debug.config allnoconfig
 "#;
 const WHOLE_BUILD: &str = r#"
 $make bzImage modules
