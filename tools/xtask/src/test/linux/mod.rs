@@ -167,6 +167,7 @@ fn prepare(rig: &mut Rig, parameters: &str) -> Result<()> {
     for ipu in &mut rig.ipus {
         ipu.boot(USUAL)?;
     }
+    rig.gather_threads()?;
     rig.load(parameters)?;
     for ipu in 0..rig.ipus.len() {
         rig.until("the driver attaches", rig::PATIENCE, |rig| rig.ipus[ipu].sessions > 0)?;

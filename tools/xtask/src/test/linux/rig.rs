@@ -295,17 +295,24 @@ impl Rig {
         }
     }
 
-    /// Loads the module, and keeps it and the kernel's other threads where the puppet is, as far as they let themselves be: they
-    /// would move to whatever CPU is free, and take it from the agent for a moment.
-    pub(super) fn load(&mut self, parameters: &str) -> Result<()> {
-        self.shell(&format!("insmod /lib/neap/neap.ko {parameters}"))?;
+    /// Keeps the kernel's threads where the puppet is, as far as they let themselves be: they would move to whatever CPU is free,
+    /// and take it from the agent for a moment.
+    pub(super) fn gather_threads(&mut self) -> Result<()> {
+        // Children of kthreadd's.
         self.shell(
             "echo 1 > /sys/devices/virtual/workqueue/cpumask
              for thread in /proc/[0-9]*; do
-                 [ -n \"$(cat $thread/cmdline)\" ] || taskset -p 1 ${thread#/proc/}
+                 read -r pid name state parent rest < $thread/stat && [ $parent = 2 ] && taskset -p 1 $pid
              done > /dev/null 2>&1
-             taskset -p $(grep -lx neap /proc/[0-9]*/comm | head -n 1 | cut -d / -f 3) | grep ': 1$'",
+             true",
         )?;
+        Ok(())
+    }
+
+    /// Loads the module, and keeps its thread with the others.
+    pub(super) fn load(&mut self, parameters: &str) -> Result<()> {
+        self.shell(&format!("insmod /lib/neap/neap.ko {parameters}"))?;
+        self.shell("taskset -p 1 $(grep -lx neap /proc/[0-9]*/comm | head -n 1 | cut -d / -f 3)")?;
         Ok(())
     }
 
