@@ -104,14 +104,14 @@ pub fn run(files: &[File]) -> Result<Vec<u8>> {
 
 /// The archive that all runs on `kernel` share: busybox, `neap`, the module, the BPF object and stress-ng, with their
 /// libraries.
-pub fn base(root: &Root, kernel: &Kernel, module: &Module, neap: &Path) -> Result<PathBuf> {
+pub fn base(root: &Root, kernel: &Kernel, module: &Module) -> Result<PathBuf> {
+    let neap = neap()?;
     let name = kernel.flavour.name();
     let mut step = Step::start(format!("packing the guest's files for the {name} kernel"));
     let _lock = lock::take_for("linux-module")?;
     let out = paths::target_dir().join("linux").join(format!("{name}-guest"));
     fs::create_dir_all(&out).with_context(|| format!("{} can't be made", out.display()))?;
-    for (from, to) in [(neap, "neap"), (module.ko.as_path(), "neap.ko"), (module.bpf.as_path(), "neap.bpf.o")]
-    {
+    for (from, to) in [(&neap, "neap"), (&module.ko, "neap.ko"), (&module.bpf, "neap.bpf.o")] {
         let to = out.join(to);
         // The last one may be root's, and is not written to but replaced.
         let _ = fs::remove_file(&to);

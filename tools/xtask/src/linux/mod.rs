@@ -56,17 +56,10 @@ impl Kit {
     /// As the others, and notes how long each step took.
     pub fn ready(flavour: Flavour, times: &mut Times) -> Result<Self> {
         let name = flavour.name();
-        // One waits for the mirror most of the time, the other for the processors.
-        let (root, neap) = std::thread::scope(|scope| {
-            let neap = scope.spawn(initramfs::neap);
-            let root = times.step("root", Root::ready);
-            (root, neap.join().unwrap_or_else(|_| anyhow::bail!("building neap for the guest panicked")))
-        });
-        let (root, neap) = (root?, neap?);
+        let root = times.step("root", Root::ready)?;
         let kernel = times.step(&format!("{name} kernel"), || Kernel::ready(&root, flavour))?;
         let module = times.step(&format!("{name} module"), || module::build(&root, &kernel))?;
-        let base =
-            times.step(&format!("{name} files"), || initramfs::base(&root, &kernel, &module, &neap))?;
+        let base = times.step(&format!("{name} files"), || initramfs::base(&root, &kernel, &module))?;
         Ok(Self { kernel, module, root, base })
     }
 
