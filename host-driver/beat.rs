@@ -670,7 +670,8 @@ impl Function {
     /// Whether another enclave has an agent that decides: the class, of which there is one, is left when none has.
     fn others_decide(&self, host: &Host) -> bool {
         let mut others = (0..neap_mechanism::ENCLAVES_MAX as u8).filter(|&number| number != self.number);
-        others.any(|number| host.mechanism.enclave(number).is_some_and(|enclave| enclave.level() == Level::Ipu))
+        others
+            .any(|number| host.mechanism.enclave(number).is_some_and(|enclave| enclave.level() == Level::Ipu))
     }
 
     /// Says why the class is left: the kernel itself says only that it was.

@@ -171,8 +171,11 @@ const STILL: u16 = 3;
 /// Slices that the kernel takes for no slice at all.
 const FOR_EVER: u64 = u64::MAX;
 /// How long the tick is watched at a time, and how often.
-const WATCH: Duration = Duration::from_secs(1);
-const WATCHES: u32 = 8;
+const WATCH: Duration = Duration::from_millis(250);
+const WATCHES: usize = 32;
+/// Ticks in that time that show that it comes, and those that show that it does not.
+const TICKS_MIN: u64 = 10;
+const TICKS_MAX: u64 = 2;
 
 /// Local timer interrupts of a CPU so far.
 fn ticks(rig: &mut Rig, cpu: u16) -> Result<u64> {
@@ -198,8 +201,8 @@ fn slice(rig: &mut Rig, pid: i32) -> Result<u64> {
 
 fn tickless(rig: &mut Rig) -> Result<()> {
     let mut slices = Vec::new();
-    let mut fewest = [u64::MAX; 2];
-    for (fewest, flags) in fewest.iter_mut().zip([TxnFlags(0), TxnFlags::TICKLESS]) {
+    let mut counts = [const { Vec::new() }; 2];
+    for (counts, flags) in counts.iter_mut().zip([TxnFlags(0), TxnFlags::TICKLESS]) {
         let task = rig.parked(1, &[STILL, 2], Word::Work)?;
         let mut outcome = Outcome::None;
         for _ in 0..8 {
@@ -214,13 +217,14 @@ fn tickless(rig: &mut Rig) -> Result<()> {
         ensure!(outcome == Outcome::Committed, "expected: it runs there; the txn came to {}", outcome.name());
         rig.until_work(&[task.number], 10)?;
         slices.push(slice(rig, task.pid)?);
-        for _ in 0..WATCHES {
+        // Half of the times of one that does tick tell as much.
+        let watches = if flags.has(TxnFlags::TICKLESS) { WATCHES } else { WATCHES / 2 };
+        let stopped =
+            |counts: &[u64]| flags.has(TxnFlags::TICKLESS) && counts.iter().any(|&count| count <= TICKS_MAX);
+        while counts.len() < watches && !stopped(counts) {
             let before = ticks(rig, STILL)?;
             rig.go_on(WATCH)?;
-            *fewest = (*fewest).min(ticks(rig, STILL)? - before);
-            if flags.has(TxnFlags::TICKLESS) && *fewest < 10 {
-                break;
-            }
+            counts.push(ticks(rig, STILL)? - before);
         }
         rig.end_workers()?;
     }
@@ -228,12 +232,13 @@ fn tickless(rig: &mut Rig) -> Result<()> {
         slices[0] < FOR_EVER && slices[1] == FOR_EVER,
         "expected: a slice, and then one without an end; they are {slices:?}"
     );
-    // An emulated machine's clock says nothing of time; but a tick that goes on is never so rare.
+    // An emulated CPU may stand still for a moment, and housekeeping may want the tick for one.
+    let [with, without] = &mut counts;
+    with.sort_unstable();
     ensure!(
-        fewest[1] < 10 && fewest[0] > 2 * fewest[1],
-        "expected: the tick stops; it came {} times in a second with it, and {} times without",
-        fewest[0],
-        fewest[1]
+        with[with.len() / 2] >= TICKS_MIN && without.iter().any(|&count| count <= TICKS_MAX),
+        "expected: the tick stops; in {} ms each it came {with:?} times with it, and {without:?} times without",
+        WATCH.as_millis()
     );
     Ok(())
 }
