@@ -515,7 +515,8 @@ impl Function {
         if let (Some(mut voice), Some(session), None) = (voice, session, fault) {
             voice.detach(session);
         }
-        watch.leaving = host.publish(self.number, None);
+        // Where none was attached, the one before that may still be leaving.
+        watch.leaving = host.publish(self.number, None).or(watch.leaving.take());
         watch.attaching = Attaching::Looking;
     }
 

@@ -292,9 +292,8 @@ fn cpu_offline(rig: &mut Rig) -> Result<()> {
             // The very last may come too late: then nobody looks at it.
             let outcome = rig.wait("a verdict, or none", PATIENCE, |rig| {
                 let view = &rig.ipus[0].view;
-                let found = view.verdicts.iter().rev().find(|&&(of, txn, _)| (of, txn) == (C, last.0));
                 let away = !view.cpus[usize::from(C)].open;
-                found.map(|&(_, _, outcome)| outcome).or(away.then_some(Outcome::CpuUnavailable))
+                view.verdict_on(C, last.0).or(away.then_some(Outcome::CpuUnavailable))
             })?;
             if outcome != Outcome::Committed {
                 break outcome;
@@ -555,11 +554,7 @@ fn two_sizes(rig: &mut Rig, task: Worker) -> Result<()> {
         rig.go_on(Duration::from_millis(100))?;
         let second = member(rig, task, B, number, 2)?;
         let second = rig.send(0, second)?;
-        let verdict = |rig: &Rig, cpu: u16, txn: u32| {
-            let verdicts = &rig.ipus[0].view.verdicts;
-            let found = verdicts.iter().rev().find(|&&(of, id, _)| (of, id) == (cpu, txn));
-            found.map(|&(_, _, outcome)| outcome)
-        };
+        let verdict = |rig: &Rig, cpu: u16, txn: u32| rig.ipus[0].view.verdict_on(cpu, txn);
         // Whichever comes first; the other follows at once, if the two have met.
         rig.until("a verdict on one of the two", PATIENCE, |rig| {
             verdict(rig, A, first).is_some() || verdict(rig, B, second).is_some()

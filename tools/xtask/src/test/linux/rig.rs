@@ -506,9 +506,7 @@ impl Rig {
     /// Waits for the verdict on a txn. A CPU that is idle and does not look is rung again.
     pub(super) fn verdict(&mut self, ipu: usize, cpu: u16, id: u32) -> Result<Outcome> {
         self.wait(&format!("a verdict on txn {id} of CPU {cpu}"), PATIENCE, |rig| {
-            let verdicts = &rig.ipus[ipu].view.verdicts;
-            let found = verdicts.iter().rev().find(|&&(of, txn, _)| (of, txn) == (cpu, id));
-            found.map(|&(_, _, outcome)| outcome)
+            rig.ipus[ipu].view.verdict_on(cpu, id)
         })
     }
 

@@ -390,6 +390,12 @@ impl View {
         }
     }
 
+    /// The verdict on a txn, if it was told.
+    pub(super) fn verdict_on(&self, cpu: u16, txn: u32) -> Option<Outcome> {
+        let found = self.verdicts.iter().rev().find(|&&(of, id, _)| (of, id) == (cpu, txn));
+        found.map(|&(_, _, outcome)| outcome)
+    }
+
     /// Idle CPUs in whose slots something has lain for long; each is told of once in a while.
     pub(super) fn asleep_over(&mut self) -> Vec<u16> {
         let mut found = Vec::new();
