@@ -16,9 +16,9 @@ use crate::setup::{self, apt};
 
 /// The suite whose rustc is the one that its backports' kernel was built with.
 const SUITE: &str = "trixie";
-/// What is installed from the suite: the QEMU that guests run on, what `make` of a kernel with Rust and BTF calls, clang for
+/// What is installed from the suite: what `make` of a kernel with Rust and BTF calls, clang for
 /// the BPF object, and what goes into a guest. The C compiler comes with the kernel's headers, which want the one that the kernel was built with.
-const PACKAGES: [&str; 24] = [
+const PACKAGES: [&str; 23] = [
     "bc",
     "bindgen",
     "bison",
@@ -36,7 +36,6 @@ const PACKAGES: [&str; 24] = [
     "pahole",
     "perl",
     "python3",
-    "qemu-system-x86",
     "rust-clippy",
     "rust-src",
     "rustc",
@@ -44,8 +43,8 @@ const PACKAGES: [&str; 24] = [
     "stress-ng",
     "xz-utils",
 ];
-/// What is installed from its backports.
-const BACKPORTS: [&str; 3] = ["linux-headers-amd64", "linux-source", "bpftool"];
+/// What is installed from its backports: the kernel, and the QEMU that guests run on.
+const BACKPORTS: [&str; 4] = ["linux-headers-amd64", "linux-source", "bpftool", "qemu-system-x86"];
 /// What is left out of the packages, because unpacking it takes longer than all the rest.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/doc/*",
@@ -152,8 +151,9 @@ impl Root {
         })
     }
 
-    /// The root's `qemu-system-x86_64`, on the machine itself. Older ones than Debian 13's lose a race when a guest's kernel
-    /// patches its own code on several CPUs: now and then one then dies of an int3 that is there no more.
+    /// The root's `qemu-system-x86_64`, on the machine itself. Older ones than QEMU 11 lose races between a guest's CPUs, the
+    /// more the busier the machine is: QEMU 7.2's when the kernel patches its own code (a CPU dies of an int3 that is there
+    /// no more), QEMU 10's when it moves a PCI BAR while another CPU is at a register (QEMU ends itself, or the guest hangs).
     pub fn qemu(&self) -> Command {
         let at = |path: &str| self.dir.join(path);
         let mut command = Command::new(at("usr/lib64/ld-linux-x86-64.so.2"));

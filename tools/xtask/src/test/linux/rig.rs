@@ -136,7 +136,8 @@ impl Rig {
             ready: None,
             workers: BTreeMap::new(),
         };
-        rig.until("the guest boots", BOOT, |rig| rig.ready.is_some())?;
+        let booted = rig.until("the guest boots", BOOT, |rig| rig.ready.is_some());
+        booted.with_context(|| rig.guest.tail())?;
         Ok(rig)
     }
 
