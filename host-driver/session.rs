@@ -3,7 +3,7 @@
 
 use kernel::prelude::*;
 use neap_abi::hello::{feature, Hello, Link, Region, RegionKind, HELLO_BYTES};
-use neap_abi::{AgentControl, HostCommand, HostControl, Version, VERSION};
+use neap_abi::{AgentControl, Clock, HostCommand, HostControl, Version, VERSION};
 use neap_mechanism::Wire;
 use neap_queue::{Line, SlotWriter};
 
@@ -106,6 +106,7 @@ impl Session {
             features: hello.features,
             policy,
             confirmed: 0,
+            clock: Clock::Own,
         };
         let voice = Voice { line: host_line, writer: SlotWriter::after(host_line), control };
         Ok((Self { wire, hello, version, number, agent_line, manager, supervisor, _maps: maps }, voice))

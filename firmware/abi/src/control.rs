@@ -28,11 +28,24 @@ pub enum HostCommand {
     Detach = 2,
 }
 
+/// Whose time a policy that wants to know it is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Clock {
+    /// The agent's core's own, between messages too.
+    #[default]
+    Own = 0,
+    /// That of the messages ([`crate::Message::time_ns`]), before each and never between two: what is decided rests on the
+    /// messages alone, and the same messages give the same decisions anywhere. An IPU that knows it says so
+    /// ([`crate::hello::feature::MESSAGE_CLOCK`]); another passes the wish over.
+    Messages = 1,
+}
+
 /// The host's control line.
 ///
 /// | word | |
 /// | --- | --- |
-/// | 0 | command 8, peer 16, cpus 16 |
+/// | 0 | command 8, peer 16, cpus 16, clock 1 (by a feature bit) |
 /// | 1 | session 32 |
 /// | 2 | version 32 |
 /// | 3 | features 56 |
@@ -57,6 +70,8 @@ pub struct HostControl {
     /// The last incarnation that the host is content with: it has committed a decision of that agent, or owes it none.
     /// 24 bits.
     pub confirmed: u32,
+    /// Whose time the policy is told.
+    pub clock: Clock,
 }
 
 /// A policy's number on the wire: the first four bytes of its name, little-endian.
@@ -77,7 +92,10 @@ impl HostControl {
     #[must_use]
     pub const fn to_payload(&self) -> Payload {
         [
-            self.command as u64 | (self.peer as u64) << 8 | (self.cpus as u64) << 24,
+            self.command as u64
+                | (self.peer as u64) << 8
+                | (self.cpus as u64) << 24
+                | (self.clock as u64) << 40,
             self.session as u64,
             self.version.to_bits() as u64,
             self.features & crate::line::PAYLOAD_MASK,
@@ -106,6 +124,7 @@ impl HostControl {
             features: words[3] & crate::line::PAYLOAD_MASK,
             policy: words[4] as u32,
             confirmed: (words[5] & INCARNATION_MASK) as u32,
+            clock: if field(words[0], 40, 1) == 1 { Clock::Messages } else { Clock::Own },
         })
     }
 }
@@ -284,8 +303,11 @@ mod tests {
                 features: 5,
                 policy: policy_id("fifo"),
                 confirmed: 0xff_ffff,
+                clock: Clock::Messages,
             };
             assert_eq!(HostControl::from_payload(&line.to_payload()), Some(line));
+            let usual = HostControl { clock: Clock::Own, ..line };
+            assert_eq!(HostControl::from_payload(&usual.to_payload()), Some(usual));
         }
         assert_eq!(HostControl::from_payload(&[9, 0, 0, 0, 0, 0, 0, 0]), None);
     }
@@ -309,6 +331,7 @@ mod tests {
             features: 0,
             policy: policy_id("fifo"),
             confirmed: 0,
+            clock: Clock::Own,
         };
         let admit = |host: HostControl| host.admit(VERSION, 8, &[policy_id("fifo")]);
         assert_eq!(admit(host), Ok(VERSION));

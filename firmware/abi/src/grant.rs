@@ -5,6 +5,7 @@
 //!
 //! An agent's addresses are the same on every IPU ([`space`]); what is not bound is not mapped.
 
+use crate::control::Clock;
 use crate::version::Version;
 
 /// Where things lie in an agent's address space.
@@ -70,7 +71,7 @@ pub const REVOKE_WORD: usize = 31;
 /// | 8 | taken 32, resyncs 32 |
 /// | 9 | tasks |
 /// | 10 | dma_bytes (0: no channel), buffer_bytes at 32 |
-/// | 11 | cores |
+/// | 11 | cores 8, clock 1 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The version that host and IPU speak; not newer than the agent's image.
@@ -107,6 +108,8 @@ pub struct Grant {
     pub dma_bytes: u32,
     /// Bytes at [`space::BUFFER`] that DMA may move.
     pub buffer_bytes: u32,
+    /// Whose time the policy is told.
+    pub clock: Clock,
 }
 
 impl Grant {
@@ -125,7 +128,7 @@ impl Grant {
         words[RESUME_WORD] = self.taken as u64 | (self.resyncs as u64) << 32;
         words[9] = self.tasks as u64;
         words[10] = self.dma_bytes as u64 | (self.buffer_bytes as u64) << 32;
-        words[11] = self.cores as u64;
+        words[11] = self.cores as u64 | (self.clock as u64) << 8;
         words
     }
 
@@ -153,6 +156,7 @@ impl Grant {
             dma_bytes: words[10] as u32,
             buffer_bytes: (words[10] >> 32) as u32,
             cores: words[11] as u8,
+            clock: if words[11] >> 8 & 1 == 1 { Clock::Messages } else { Clock::Own },
         })
     }
 }
@@ -182,8 +186,11 @@ mod tests {
             tasks: 1 << 15,
             dma_bytes: 4096,
             buffer_bytes: 1 << 20,
+            clock: Clock::Messages,
         };
         assert_eq!(Grant::from_words(&grant.to_words()), Some(grant));
+        let usual = Grant { clock: Clock::Own, ..grant };
+        assert_eq!(Grant::from_words(&usual.to_words()), Some(usual));
         assert_eq!(Grant::from_words(&[0; WORDS]), None);
         const { assert!(REVOKE_WORD >= WORDS) };
     }

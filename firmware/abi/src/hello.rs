@@ -47,6 +47,9 @@ pub mod feature {
     pub const DMA: u64 = 2;
     /// The agent sleeps when idle and must be rung ([`crate::AgentControl::asleep`]).
     pub const SLEEPS: u64 = 4;
+    /// The host may have policies told the messages' time in place of the agent's own
+    /// ([`crate::control::Clock::Messages`]).
+    pub const MESSAGE_CLOCK: u64 = 8;
 }
 
 /// What lies between host and IPU.

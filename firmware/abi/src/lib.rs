@@ -22,7 +22,7 @@ pub mod supervisor;
 pub mod txn;
 pub mod version;
 
-pub use control::{AgentControl, AgentState, HostCommand, HostControl};
+pub use control::{AgentControl, AgentState, Clock, HostCommand, HostControl};
 pub use epitaph::{Cause, Epitaph, EpitaphRecord};
 pub use grant::Grant;
 pub use hello::{Hello, HelloError, Region, RegionKind};

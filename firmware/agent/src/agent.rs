@@ -6,7 +6,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::Vec;
 use neap_abi::message::UnknownMessage;
 use neap_abi::txn::CREDIT_WORD;
-use neap_abi::{AgentControl, AgentState, CPUS_MAX, Message, MessageKind, Outcome, Txn, TxnFlags, Version};
+use neap_abi::{
+    AgentControl, AgentState, CPUS_MAX, Clock, Message, MessageKind, Outcome, Txn, TxnFlags, Version,
+};
 use neap_queue::{Consumer, Line, RingError, SlotWriter};
 
 use crate::{Decide, Doorbell};
@@ -36,6 +38,8 @@ pub struct Bindings<'w, D> {
     pub taken: u32,
     /// Resyncs that agents of the session have asked for, the one that this agent starts with included.
     pub resyncs: u32,
+    /// Whose time the policy is told, if it wants to know it.
+    pub clock: Clock,
 }
 
 /// Why the libOS did not do what it was asked.
@@ -241,6 +245,13 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     #[inline(always)]
     pub fn revoked(&self) -> bool {
         self.bindings.revoke.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whose time the policy is told.
+    #[must_use]
+    #[inline(always)]
+    pub fn clock(&self) -> Clock {
+        self.bindings.clock
     }
 
     /// Messages taken in all, modulo 2^32.

@@ -14,6 +14,7 @@ mod run;
 pub use agent::{Agent, AgentError, Bindings};
 pub use run::{Exit, run};
 
+pub use neap_abi::Clock;
 use neap_abi::{Message, Txn};
 
 /// Rings host CPUs.
@@ -28,6 +29,9 @@ pub trait Idle {
     /// a timer fires: before it sleeps it calls `drowse`, which tells the host so and says whether all is still
     /// quiet. It may sleep only then.
     fn idle(&mut self, empty_polls: u32, drowse: &mut dyn FnMut() -> bool);
+
+    /// The time in ns since some moment, on a clock that never goes back. Asked for only where a policy wants to know it.
+    fn now_ns(&mut self) -> u64;
 }
 
 /// Where a policy puts its decisions.
@@ -61,6 +65,19 @@ pub trait Decide {
 
 /// A policy: told of each message, it decides. It keeps no clock and touches no hardware.
 pub trait Policy {
+    /// Whether it wants to be told the time. For one that does not, nothing is asked and nothing is spent.
+    const TIMED: bool = false;
+
     /// Takes note of one message and decides what follows from it. Bounded: no loop over tasks.
     fn message(&mut self, message: &Message, decide: &mut impl Decide);
+
+    /// Takes note of the time, in ns since some moment, which never goes back, and decides what it was waited for with; one
+    /// decision at most. Returns whether a moment is waited for: then the agent stays awake.
+    ///
+    /// By the agent's own clock it is called after each message and after each empty poll; by the messages' before each
+    /// message, and never else ([`Clock`]).
+    fn time(&mut self, now_ns: u64, decide: &mut impl Decide) -> bool {
+        let _ = (now_ns, decide);
+        false
+    }
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use neap_abi::AgentState;
+use neap_abi::{AgentState, Clock};
 
 use crate::agent::Passed;
 use crate::{Agent, Doorbell, Idle, Policy};
@@ -22,9 +22,9 @@ pub enum Exit {
 /// What comes before the first resync was meant for an agent before this one, or for nobody, and is passed over: every
 /// agent learns the state in one way.
 #[inline(always)]
-pub fn run<D: Doorbell, X>(
+pub fn run<D: Doorbell, X, P: Policy>(
     agent: &mut Agent<'_, D, X>,
-    policy: &mut impl Policy,
+    policy: &mut P,
     idle: &mut impl Idle,
 ) -> Exit {
     agent.report(AgentState::Running, false);
@@ -33,10 +33,22 @@ pub fn run<D: Doorbell, X>(
     }
     let mut empty_polls = 0u32;
     let mut busy = 0u32;
+    let own_clock = P::TIMED && agent.clock() == Clock::Own;
+    let messages_clock = P::TIMED && agent.clock() == Clock::Messages;
+    let mut latest_ns = 0;
+    let mut waits = false;
     loop {
         match agent.poll_message() {
             Ok(Some(message)) => {
+                if messages_clock {
+                    // Host CPUs report in any order: what was later stays so.
+                    latest_ns = message.time_ns.max(latest_ns);
+                    policy.time(latest_ns, agent);
+                }
                 policy.message(&message, agent);
+                if own_clock {
+                    waits = policy.time(idle.now_ns(), agent);
+                }
                 empty_polls = 0;
                 busy += 1;
                 if busy < BUSY_MESSAGES {
@@ -51,7 +63,10 @@ pub fn run<D: Doorbell, X>(
                     agent.report(AgentState::Running, false);
                 }
                 empty_polls = empty_polls.saturating_add(1);
-                rest(agent, idle, empty_polls);
+                rest(agent, idle, empty_polls, waits);
+                if own_clock {
+                    waits = policy.time(idle.now_ns(), agent);
+                }
             }
         }
         busy = 0;
@@ -80,7 +95,7 @@ fn await_state<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle
                     agent.report(AgentState::Running, false);
                 }
                 empty_polls = empty_polls.saturating_add(1);
-                rest(agent, idle, empty_polls);
+                rest(agent, idle, empty_polls, false);
             }
         }
         if agent.revoked() {
@@ -90,10 +105,13 @@ fn await_state<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle
     }
 }
 
-/// One empty poll's worth of idleness.
-fn rest<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle, empty_polls: u32) {
+/// One empty poll's worth of idleness; no sleep where a moment is waited for.
+fn rest<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle, empty_polls: u32, waits: bool) {
     let mut drowsed = false;
     idle.idle(empty_polls, &mut || {
+        if waits {
+            return false;
+        }
         drowsed = true;
         agent.report(AgentState::Running, true);
         // Either the host sees that we sleep, or we see its message: it publishes, fences, and looks, as we do.
@@ -102,5 +120,125 @@ fn rest<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle, empty
     });
     if drowsed {
         agent.report(AgentState::Running, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::AtomicU64;
+
+    use neap_abi::{Message, MessageKind, VERSION};
+    use neap_queue::{Line, SharedProducer};
+
+    use super::*;
+    use crate::{Bindings, Decide};
+
+    struct Silent;
+
+    impl Doorbell for Silent {
+        fn ring(&self, _: u16) {}
+    }
+
+    /// What a policy is told.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Told {
+        Time(u64),
+        Message(MessageKind),
+    }
+
+    /// Waits for a moment until it has come.
+    struct Waits<const TIMED: bool> {
+        told: Vec<Told>,
+        until_ns: u64,
+    }
+
+    impl<const TIMED: bool> Policy for Waits<TIMED> {
+        const TIMED: bool = TIMED;
+
+        fn message(&mut self, message: &Message, _: &mut impl Decide) {
+            self.told.push(Told::Message(message.kind));
+        }
+
+        fn time(&mut self, now_ns: u64, _: &mut impl Decide) -> bool {
+            self.told.push(Told::Time(now_ns));
+            now_ns < self.until_ns
+        }
+    }
+
+    /// A clock that moves by ten with each look, and nobody who has anything more to say.
+    struct Quiet<'a> {
+        now_ns: u64,
+        revoke: &'a AtomicU64,
+        slept: u32,
+    }
+
+    impl Idle for Quiet<'_> {
+        fn idle(&mut self, _: u32, drowse: &mut dyn FnMut() -> bool) {
+            if drowse() {
+                self.slept += 1;
+                self.revoke.store(1, Ordering::Relaxed);
+            }
+        }
+
+        fn now_ns(&mut self) -> u64 {
+            self.now_ns += 10;
+            self.now_ns
+        }
+    }
+
+    /// What a policy is told of messages with these times, and how often the agent slept.
+    fn told<const TIMED: bool>(clock: Clock, until_ns: u64, times_ns: &[u64]) -> (Vec<Told>, u32) {
+        let lines: Vec<Line> = (0..16).map(|_| Line::default()).collect();
+        let (slots, control, revoke) = (Line::default(), Line::default(), AtomicU64::new(0));
+        let producer = SharedProducer::new(&lines).unwrap();
+        for (place, &time_ns) in times_ns.iter().enumerate() {
+            let kind = if place == 0 { MessageKind::ResyncBegin } else { MessageKind::Nop };
+            producer.push(&Message { time_ns, ..Message::new(kind, 0) }.to_payload()).unwrap();
+        }
+        let bindings = Bindings {
+            slots: core::slice::from_ref(&slots),
+            control: &control,
+            revoke: &revoke,
+            doorbell: Silent,
+            core: 1,
+            wake: (0, 0),
+            session: 1,
+            version: VERSION,
+            incarnation: 1,
+            taken: 0,
+            resyncs: 0,
+            clock,
+        };
+        let mut agent = Agent::new(bindings, ()).unwrap();
+        agent.create_queue(&lines).unwrap();
+        let mut policy = Waits::<TIMED> { told: Vec::new(), until_ns };
+        let mut idle = Quiet { now_ns: 0, revoke: &revoke, slept: 0 };
+        assert_eq!(run(&mut agent, &mut policy, &mut idle), Exit::Revoked);
+        (policy.told, idle.slept)
+    }
+
+    use MessageKind::{Nop, ResyncBegin};
+    use Told::{Message as M, Time as T};
+
+    #[test]
+    fn by_its_own_clock_a_policy_is_told_the_time_after_each_turn_and_does_not_sleep_over_a_moment() {
+        let (told, slept) = told::<true>(Clock::Own, 45, &[7, 8]);
+        let expected = [M(ResyncBegin), T(10), M(Nop), T(20), T(30), T(40), T(50), T(60)];
+        assert_eq!((told.as_slice(), slept), (&expected[..], 1));
+    }
+
+    #[test]
+    fn by_the_messages_clock_it_is_told_their_time_before_each_and_never_an_earlier_one() {
+        let (told, slept) = told::<true>(Clock::Messages, 100, &[7, 9, 8, 12]);
+        let expected = [T(7), M(ResyncBegin), T(9), M(Nop), T(9), M(Nop), T(12), M(Nop)];
+        assert_eq!((told.as_slice(), slept), (&expected[..], 1));
+    }
+
+    #[test]
+    fn one_that_keeps_no_time_is_told_none() {
+        for clock in [Clock::Own, Clock::Messages] {
+            let (told, _) = told::<false>(clock, 100, &[7, 9]);
+            assert_eq!(told, [M(ResyncBegin), M(Nop)]);
+        }
     }
 }

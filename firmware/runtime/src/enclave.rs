@@ -8,7 +8,9 @@
 use neap_abi::control::{INCARNATION_MASK, came_after};
 use neap_abi::supervisor::Books;
 use neap_abi::version::VERSION;
-use neap_abi::{AgentState, Cause, HostCommand, HostControl, Manage, ManagerLine, Payload, Reply, Version};
+use neap_abi::{
+    AgentState, Cause, Clock, HostCommand, HostControl, Manage, ManagerLine, Payload, Reply, Version,
+};
 
 /// How long an agent may take to give its core back when its host goes away or comes anew, in µs: nobody waits for it.
 pub const GRACE_US: u64 = 200_000;
@@ -36,6 +38,8 @@ pub struct Accepted {
     pub version: Version,
     /// The policy asked for.
     pub policy: u32,
+    /// Whose time it is told.
+    pub clock: Clock,
 }
 
 /// The agent's core, as the supervisor sees it.
@@ -329,6 +333,7 @@ impl Enclave {
                 peer: host.peer,
                 version,
                 policy: host.policy,
+                clock: host.clock,
             }),
             Err(state) => refused(state),
         }

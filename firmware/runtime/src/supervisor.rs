@@ -109,9 +109,10 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
         give_up(format_args!("{cores} cores are too few for one agent beside the supervisor: raise -smp"));
     }
     let sleeps = if machine.board.args.idle == Idle::Spin { 0 } else { feature::SLEEPS };
+    let features = feature::MESSAGE_CLOCK | sleeps;
     let mut enclaves: Vec<Held> = Vec::new();
     for index in 0..count {
-        enclaves.push(hold(&mut machine, index, &all, sleeps));
+        enclaves.push(hold(&mut machine, index, &all, features));
     }
     let mut epitaphs = [None; CORES_MAX];
     for (core, region) in enclaves.iter().flat_map(|held| &held.window.epitaphs) {
@@ -170,7 +171,7 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
 }
 
 /// Takes the hardware of the `index`th enclave, of those with these cores, and lays its window out.
-fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], sleeps: u64) -> Held {
+fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], features: u64) -> Held {
     let cores = machine.board.cores.len();
     let own = all.get(index).cloned().unwrap_or_default();
     let (Some(function), Some(range), Some(doorbells)) = (
@@ -185,7 +186,7 @@ fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], sleeps: u64) 
     let others = all.iter().skip(1).fold(0u32, |all, cores| all | mask(cores));
     let logged = if index == 0 { !others } else { mask(&own) };
     let cpus = function.vectors.min(CPUS_MAX);
-    let wanted = Wanted { cores: cores as u16, logged, cpus, features: sleeps };
+    let wanted = Wanted { cores: cores as u16, logged, cpus, features };
     // SAFETY: the board's window, which the map has as data; nobody else here reaches it.
     let window = match unsafe { window::lay_out(&range, function.doorbell_page, wanted) } {
         Ok(window) => Box::leak(Box::new(window)),
@@ -370,6 +371,7 @@ impl Held {
             tasks: self.window.tasks,
             dma_bytes: page,
             buffer_bytes: (buffer.end - buffer.start) as u32,
+            clock: start.accepted.clock,
         }
     }
 

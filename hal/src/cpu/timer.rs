@@ -36,6 +36,7 @@ impl Scale {
     }
 
     /// Nanoseconds in `ticks`, rounded down.
+    #[inline(always)]
     pub const fn ns(self, ticks: u64) -> u64 {
         ((ticks as u128 * self.ns_per_tick as u128) >> 32) as u64
     }
@@ -48,6 +49,40 @@ impl Scale {
 
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub use clock::Timer;
+
+/// The virtual counter alone, which EL0 can read.
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[derive(Debug, Clone, Copy)]
+pub struct Counter {
+    scale: Scale,
+}
+
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+impl Counter {
+    /// The counter.
+    ///
+    /// # Errors
+    /// [`BadFrequency`] when firmware left a counter frequency that can't be.
+    pub fn new() -> Result<Self, BadFrequency> {
+        let frequency_hz: u64;
+        // SAFETY: reads a register that the runtime opens to EL0.
+        unsafe {
+            core::arch::asm!("mrs {}, cntfrq_el0", out(reg) frequency_hz, options(nomem, nostack, preserves_flags));
+        }
+        Ok(Self { scale: Scale::new(frequency_hz)? })
+    }
+
+    /// The counter, in nanoseconds since some moment before boot.
+    #[inline(always)]
+    pub fn now_ns(&self) -> u64 {
+        let ticks: u64;
+        // SAFETY: as above. Volatile: another read is another time.
+        unsafe {
+            core::arch::asm!("mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack, preserves_flags));
+        }
+        self.scale.ns(ticks)
+    }
+}
 
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 mod clock {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use neap_abi::control::policy_id;
 use neap_abi::{
-    AgentControl, AgentState, Hello, HostCommand, HostControl, Message, Outcome, RegionKind, Txn, Version,
-    VersionError,
+    AgentControl, AgentState, Clock, Hello, HostCommand, HostControl, Message, Outcome, RegionKind, Txn,
+    Version, VersionError,
 };
 use neap_queue::{Full, Line, RingError, SlotWriter};
 use neap_vipu::{Peer, PeerError};
@@ -27,6 +27,8 @@ pub struct Attachment {
     pub session: u32,
     /// The policy to ask for.
     pub policy: String,
+    /// Whose time the policy is told.
+    pub clock: Clock,
     /// The ABI version to speak; [`neap_abi::VERSION`] but in tests.
     pub version: Version,
     /// How long to wait for the IPU at each step.
@@ -137,6 +139,7 @@ impl<'w> Link<'w> {
             features: hello.features,
             policy: policy_id(&attachment.policy),
             confirmed: 0,
+            clock: attachment.clock,
         };
         let mut writer = SlotWriter::after(host_line);
         writer.write(host_line, &control.to_payload(), 0);

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use neap_abi::control::policy_id;
-use neap_abi::{AgentState, Message, Version};
+use neap_abi::{AgentState, Clock, Message, Version};
 use neap_agent::{Bindings, Doorbell, Idle};
 use neap_policies::{TASKS, Task};
 use neap_queue::{Full, Line, RingError};
@@ -57,7 +57,9 @@ impl Doorbell for Bell {
     }
 }
 
-struct Nap;
+struct Nap {
+    began: Instant,
+}
 
 impl Idle for Nap {
     fn idle(&mut self, empty_polls: u32, drowse: &mut dyn FnMut() -> bool) {
@@ -66,6 +68,10 @@ impl Idle for Nap {
         } else {
             std::hint::spin_loop();
         }
+    }
+
+    fn now_ns(&mut self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
     }
 }
 
@@ -185,7 +191,9 @@ fn live(lines: &Lines, bell: Bell, version: Version) {
         incarnation: INCARNATION,
         taken: 0,
         resyncs: 0,
+        clock: Clock::Own,
     };
     // An error is an end, and seen as one.
-    let _ = neap_agent_fifo::start(bindings, &lines.messages, &mut memory, &mut Nap);
+    let _ =
+        neap_agent_fifo::start(bindings, &lines.messages, &mut memory, &mut Nap { began: Instant::now() });
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use neap_abi::layout::TASKS_USUAL;
-use neap_abi::{VERSION, Version};
+use neap_abi::{Clock, VERSION, Version};
 use neap_vipu::PeerError;
 use thiserror::Error;
 
@@ -72,6 +72,8 @@ pub struct EnclaveConfig {
     pub cpus: Vec<u16>,
     /// Its policy.
     pub policy: String,
+    /// Whose time the policy is told.
+    pub clock: Clock,
     /// Vectors of each peer on its link.
     pub vectors: u16,
     /// Number of its first attachment; later ones count on from it.
@@ -96,6 +98,7 @@ impl EnclaveConfig {
             socket: socket.to_owned(),
             cpus: cpus.into_iter().collect(),
             policy: "fifo".to_owned(),
+            clock: Clock::Own,
             vectors,
             session,
             version: VERSION,
@@ -167,9 +170,10 @@ pub fn host<W: Work>(
     work: &W,
     drive: impl FnOnce(&Enclave),
 ) -> Result<Report, WorkerError> {
-    let Attachment { cpus, session, policy, version, timeout } = &config.attachment;
+    let Attachment { cpus, session, policy, clock, version, timeout } = &config.attachment;
     let enclave = EnclaveConfig {
         policy: policy.clone(),
+        clock: *clock,
         version: *version,
         timeout: *timeout,
         watchdog: WATCHDOG_PATIENT,

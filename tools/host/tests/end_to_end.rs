@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{Counting, Link, VECTORS, submit_all};
-use neap_abi::{AgentState, HelloError, Outcome, RegionKind, VERSION, Version};
+use neap_abi::{AgentState, Clock, HelloError, Outcome, RegionKind, VERSION, Version};
 use neap_host::link::{AttachError, Attachment};
 use neap_host::onhost::{self, Settings};
 use neap_host::report::Report;
@@ -21,6 +21,7 @@ fn config(cpus: u16, session: u32) -> Config {
             cpus,
             session,
             policy: "fifo".to_owned(),
+            clock: Clock::Own,
             version: VERSION,
             timeout: Duration::from_secs(20),
         },

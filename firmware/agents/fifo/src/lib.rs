@@ -48,7 +48,8 @@ mod tests {
     use core::cell::{Cell, RefCell};
     use core::sync::atomic::{AtomicU64, Ordering};
     use neap_abi::{
-        AgentControl, AgentState, Message, MessageKind, Outcome, Payload, TaskFlags, Txn, TxnFlags, VERSION,
+        AgentControl, AgentState, Clock, Message, MessageKind, Outcome, Payload, TaskFlags, Txn, TxnFlags,
+        VERSION,
     };
     use neap_queue::{SharedProducer, SlotReader};
 
@@ -68,6 +69,10 @@ mod tests {
             if drowse() {
                 (self.0)();
             }
+        }
+
+        fn now_ns(&mut self) -> u64 {
+            unreachable!("FIFO is told no time")
         }
     }
 
@@ -93,6 +98,7 @@ mod tests {
             incarnation: 5,
             taken: 0,
             resyncs: 0,
+            clock: Clock::Own,
         };
         let mut memory = vec![Task::default(); TASKS];
         let mut idle = Script(|| {
@@ -218,6 +224,7 @@ mod tests {
             incarnation: 5,
             taken: 0,
             resyncs: 0,
+            clock: Clock::Own,
         };
         let mut idle = Script(|| true);
         let none = start(with(&slots[..1]), &messages, &mut [], &mut idle);

@@ -11,6 +11,7 @@ use neap_abi::epitaph::Cut;
 use neap_abi::grant::{REVOKE_WORD, WORDS, call, space};
 use neap_agent::{AgentError, Bindings, Doorbell, Exit, Idle};
 use neap_hal::cpu::call::{call, last_call, relax};
+use neap_hal::cpu::timer::Counter;
 use neap_hal::soc::msix::{DoorbellPage, Doorbells};
 use neap_queue::Line;
 use safe_mmio::UniqueMmioPointer;
@@ -33,6 +34,7 @@ pub struct Sleep {
     /// Empty polls before it sleeps; 0: it never does.
     polls: u32,
     sleep_ns: u32,
+    counter: Counter,
 }
 
 impl Idle for Sleep {
@@ -43,6 +45,11 @@ impl Idle for Sleep {
         } else if drowse() {
             call::<{ call::SLEEP }>(self.sleep_ns.into());
         }
+    }
+
+    #[inline(always)]
+    fn now_ns(&mut self) -> u64 {
+        self.counter.now_ns()
     }
 }
 
@@ -113,6 +120,8 @@ fn given() -> Option<Given> {
     // SAFETY: the runtime maps the enclave's doorbell page there as registers, and this is called once.
     let doorbells = DoorbellPage::new(unsafe { UniqueMmioPointer::new(registers) });
     let bell = doorbells.doorbells(grant.host_peer, 0, grant.slots).ok()?;
+    // The runtime's own clock is the same one: where it tells no time, no agent starts.
+    let counter = Counter::new().ok()?;
     Some(Given {
         bindings: Bindings {
             slots: lines(space::SLOTS, grant.slots.into()),
@@ -126,9 +135,10 @@ fn given() -> Option<Given> {
             incarnation: grant.incarnation,
             taken: grant.taken,
             resyncs: grant.resyncs,
+            clock: grant.clock,
         },
         messages: lines(space::MESSAGES, grant.message_lines as usize),
-        idle: Sleep { polls: grant.idle_polls, sleep_ns: grant.sleep_ns },
+        idle: Sleep { polls: grant.idle_polls, sleep_ns: grant.sleep_ns, counter },
         grant,
     })
 }

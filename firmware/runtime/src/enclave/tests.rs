@@ -13,11 +13,12 @@ fn attach(session: u32) -> HostControl {
         features: 0,
         policy: FIFO,
         confirmed: 0,
+        clock: Clock::Own,
     }
 }
 
 fn accepted(session: u32) -> Accepted {
-    Accepted { session, cpus: 4, peer: 7, version: VERSION, policy: FIFO }
+    Accepted { session, cpus: 4, peer: 7, version: VERSION, policy: FIFO, clock: Clock::Own }
 }
 
 /// A core and a supervisor that do what they are told, for an enclave under test.

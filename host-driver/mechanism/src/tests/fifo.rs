@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::AtomicU64;
 
-use neap_abi::VERSION;
+use neap_abi::{Clock, VERSION};
 use neap_agent::{Agent, Bindings, Doorbell, Policy};
 use neap_policies::fifo::Fifo;
 use neap_policies::tasks::Task;
@@ -156,6 +156,7 @@ fn play(script: &[(u8, u8, u16)]) {
         incarnation: 1,
         taken: 0,
         resyncs: 1,
+        clock: Clock::Own,
     };
     let mut agent = Agent::new(bindings, ()).unwrap();
     agent.create_queue(&window.messages).unwrap();

@@ -1,7 +1,7 @@
 //! What agents do amiss, for tests of those who watch them: between two messages, where an agent has its own time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use neap_abi::{AgentControl, Txn};
 use neap_agent::Idle;
@@ -59,6 +59,8 @@ pub(super) struct Nap<'a> {
     pub(super) mischief: Mischief,
     /// After how many lines of the ring, in all.
     pub(super) after: u32,
+    /// Where its time begins.
+    pub(super) began: Instant,
 }
 
 impl Idle for Nap<'_> {
@@ -71,6 +73,10 @@ impl Idle for Nap<'_> {
         } else {
             std::hint::spin_loop();
         }
+    }
+
+    fn now_ns(&mut self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
     }
 }
 

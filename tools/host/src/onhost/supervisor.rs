@@ -132,7 +132,8 @@ impl<'w> Boot<'w> {
     ) -> Result<Self, OnHostError> {
         let Settings { message_lines, version, .. } = settings;
         let layout = Layout { message_lines, ..Layout::usual(window.bytes(), CORES) };
-        let mut hello = layout.hello(boot, feature::GROUPS | feature::SLEEPS, Link::Coherent)?;
+        let mut hello =
+            layout.hello(boot, feature::GROUPS | feature::SLEEPS | feature::MESSAGE_CLOCK, Link::Coherent)?;
         let managed = version >= MANAGED;
         if !managed {
             hello = without_managers(&hello);
@@ -290,11 +291,13 @@ impl<'w> Boot<'w> {
             incarnation: if agreed >= MANAGED { self.incarnation } else { 0 },
             taken,
             resyncs,
+            clock: host.clock,
         };
         let villain = number <= self.settings.villains;
         let mischief = if villain { self.settings.mischief } else { Mischief::None };
         let after = taken.wrapping_add(self.settings.after_messages);
-        let mut nap = Nap { peer, host: host.peer, slots, control, revoke: &revoke, mischief, after };
+        let began = Instant::now();
+        let mut nap = Nap { peer, host: host.peer, slots, control, revoke: &revoke, mischief, after, began };
         std::thread::scope(|scope| {
             let supervisor = scope.spawn(|| {
                 let word = self.word(&revoke, over);

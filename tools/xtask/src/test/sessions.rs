@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use neap_abi::{AgentControl, AgentState, Message, MessageKind, RegionKind, Tag, VERSION, Version};
+use neap_abi::{AgentControl, AgentState, Clock, Message, MessageKind, RegionKind, Tag, VERSION, Version};
 use neap_host::link::{AttachError, Attachment, Link};
 use neap_host::report::Report;
 use neap_host::window::HostWindow;
@@ -86,6 +86,7 @@ impl Ipu {
             cpus: 4,
             session: self.session,
             policy: "fifo".to_owned(),
+            clock: Clock::Own,
             version: VERSION,
             timeout: PATIENCE,
         }

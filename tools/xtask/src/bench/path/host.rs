@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use neap_abi::control::{AgentControl, AgentState, HostCommand, HostControl, policy_id};
+use neap_abi::control::{AgentControl, AgentState, Clock, HostCommand, HostControl, policy_id};
 use neap_abi::message::{Message, MessageKind, TASK_NONE, TaskFlags};
 use neap_abi::{Outcome, RegionKind, Txn, VERSION};
 use neap_host::mechanism::{Mechanism, TaskState};
@@ -67,6 +67,7 @@ impl<'a> Host<'a> {
             features: machine.hello().features,
             policy: policy_id(policy),
             confirmed: 0,
+            clock: Clock::Own,
         };
         SlotWriter::default().write(line(RegionKind::HostControl)?, &attach.to_payload(), 0);
         // The firmware may sleep; before its first word it can't be rung, and wakes by its timer.
