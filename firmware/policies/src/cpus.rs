@@ -68,6 +68,13 @@ impl CpuSet {
         self.0.get(usize::from(cpu / 64)).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
     }
 
+    /// Whether none is in.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
     /// The lowest CPU that is in both sets.
     #[must_use]
     #[inline(always)]
@@ -79,6 +86,21 @@ impl CpuSet {
             }
         }
         None
+    }
+
+    /// The lowest CPU in the set that is not below `from`; if there is none, the lowest.
+    #[must_use]
+    #[inline(always)]
+    pub fn first_from(&self, from: u16) -> Option<u16> {
+        for (i, word) in self.0.iter().enumerate() {
+            let base = i as u16 * 64;
+            let below = from.saturating_sub(base).min(64);
+            let above = word & u64::MAX.checked_shl(below.into()).unwrap_or(0);
+            if above != 0 {
+                return Some(base + above.trailing_zeros() as u16);
+            }
+        }
+        self.first()
     }
 
     /// Takes all out.
@@ -105,6 +127,14 @@ mod tests {
         a.insert(256);
         a.remove(999);
         assert!(!a.has(256));
+        for (from, first) in [(0, 64), (64, 64), (65, 255), (255, 255), (256, 64), (999, 64)] {
+            let some = CpuSet::range(64, 1).0;
+            let mut some = CpuSet(some);
+            some.insert(255);
+            assert_eq!(some.first_from(from), Some(first), "from {from}");
+        }
+        assert_eq!(CpuSet::default().first_from(3), None);
+        assert!(CpuSet::default().is_empty() && !a.is_empty());
         assert_eq!(CpuSet::range(63, 2).and(&a).first(), Some(63));
         assert_eq!(CpuSet::range(250, u16::MAX).first(), Some(250));
     }

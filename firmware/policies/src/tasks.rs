@@ -7,6 +7,8 @@ pub struct Task {
     pub stamp: u32,
     /// Where it stands.
     pub state: State,
+    /// What its policy files it under: a service class, a group, a CPU. FIFO has no use for it.
+    pub label: u8,
     /// The CPU it was last placed on.
     pub cpu: u16,
     /// First CPU that it may use.
@@ -19,8 +21,16 @@ pub struct Task {
 
 impl Task {
     /// What is remembered of a task that is not there: all zero.
-    pub const ABSENT: Self =
-        Self { stamp: 0, state: State::Absent, cpu: 0, first_cpu: 0, cpu_count: 0, next: 0, previous: 0 };
+    pub const ABSENT: Self = Self {
+        stamp: 0,
+        state: State::Absent,
+        label: 0,
+        cpu: 0,
+        first_cpu: 0,
+        cpu_count: 0,
+        next: 0,
+        previous: 0,
+    };
 
     /// Whether the task may run on `cpu`.
     #[must_use]
@@ -186,6 +196,13 @@ impl Queue {
             tasks.entry(previous).next = next;
             tasks.entry(next).previous = previous;
         }
+    }
+
+    /// The first task.
+    #[must_use]
+    #[inline(always)]
+    pub fn first(&self) -> Option<u32> {
+        (self.length > 0).then_some(self.head)
     }
 
     /// The first of the first `LOOK` tasks that may run on `cpu`, with its stamp.
