@@ -74,14 +74,23 @@ pub struct HostControl {
     pub clock: Clock,
 }
 
-/// A policy's number on the wire: the first four bytes of its name, little-endian.
+/// A policy's number on the wire: the first four bytes of its name, little-endian; of a name with hyphens the first two bytes
+/// and the two behind the first hyphen, so that `fifo-per-core` is another than `fifo`.
 #[must_use]
 pub const fn policy_id(name: &str) -> u32 {
     let bytes = name.as_bytes();
-    let mut id = 0;
-    let mut i = 0;
-    while i < bytes.len() && i < 4 {
-        id |= (bytes[i] as u32) << (8 * i);
+    let mut hyphen = 0;
+    while hyphen < bytes.len() && bytes[hyphen] != b'-' {
+        hyphen += 1;
+    }
+    let hyphenated = hyphen < bytes.len();
+    let (mut id, mut taken, mut i) = (0, 0, 0);
+    while i < bytes.len() && taken < 4 {
+        let passed_over = hyphenated && (i == hyphen || (i >= 2 && i < hyphen));
+        if !passed_over {
+            id |= (bytes[i] as u32) << (8 * taken);
+            taken += 1;
+        }
         i += 1;
     }
     id
@@ -290,6 +299,14 @@ impl AgentControl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn policies_have_numbers_of_their_own() {
+        let id = |text: &[u8; 4]| u32::from_le_bytes(*text);
+        assert_eq!((policy_id("fifo"), policy_id("vm"), policy_id("")), (id(b"fifo"), id(b"vm\0\0"), 0));
+        assert_eq!((policy_id("shinjuku"), policy_id("mq-shinjuku")), (id(b"shin"), id(b"mqsh")));
+        assert_eq!((policy_id("fifo-per-core"), policy_id("a-b")), (id(b"fipe"), id(b"ab\0\0")));
+    }
 
     #[test]
     fn host_line_round_trips() {

@@ -12,7 +12,7 @@ mod agent;
 mod run;
 
 pub use agent::{Agent, AgentError, Bindings};
-pub use run::{Exit, run};
+pub use run::{Exit, run, start};
 
 pub use neap_abi::Clock;
 use neap_abi::{Message, Txn};

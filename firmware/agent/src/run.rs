@@ -3,9 +3,10 @@
 use core::sync::atomic::{Ordering, fence};
 
 use neap_abi::{AgentState, Clock};
+use neap_queue::Line;
 
 use crate::agent::Passed;
-use crate::{Agent, Doorbell, Idle, Policy};
+use crate::{Agent, AgentError, Bindings, Doorbell, Idle, Policy};
 
 /// Messages after which an agent that is never idle reports its credits and looks whether it is revoked.
 const BUSY_MESSAGES: u32 = 256;
@@ -15,6 +16,36 @@ const BUSY_MESSAGES: u32 = 256;
 pub enum Exit {
     /// The supervisor asked for the core.
     Revoked,
+}
+
+/// Runs the policy that `make` makes of a number of CPUs and of private memory, over `messages` (a fresh ring), until the
+/// supervisor wants the core back.
+///
+/// # Errors
+/// Bindings that make no agent, or memory of another size than the policy's; nothing has been decided then.
+pub fn start<'m, D: Doorbell, I: Idle, T, P: Policy, const N: usize>(
+    bindings: Bindings<'_, D>,
+    messages: &[Line],
+    memory: &'m mut [T],
+    idle: &mut I,
+    make: impl FnOnce(u16, &'m mut [T; N]) -> P,
+) -> Result<Exit, AgentError> {
+    let entries = memory.len();
+    let memory: &mut [T; N] = memory.try_into().map_err(|_| AgentError::Memory { entries, wanted: N })?;
+    let mut agent = Agent::new(bindings, ())?;
+    agent.create_queue(messages)?;
+    let mut policy = make(agent.cpus(), memory);
+    Ok(decision_loop(&mut agent, &mut policy, idle))
+}
+
+/// The loop, under a name of its own: what it can reach is checked to hold no panic and no allocation.
+#[inline(never)]
+fn decision_loop<D: Doorbell, I: Idle, P: Policy>(
+    agent: &mut Agent<'_, D>,
+    policy: &mut P,
+    idle: &mut I,
+) -> Exit {
+    run(agent, policy, idle)
 }
 
 /// Polls, decides, and when nothing comes is idle, until the supervisor wants the core back.
@@ -128,10 +159,10 @@ mod tests {
     use core::sync::atomic::AtomicU64;
 
     use neap_abi::{Message, MessageKind, VERSION};
-    use neap_queue::{Line, SharedProducer};
+    use neap_queue::SharedProducer;
 
     use super::*;
-    use crate::{Bindings, Decide};
+    use crate::Decide;
 
     struct Silent;
 

@@ -19,6 +19,7 @@ pub mod manager;
 pub mod mechanism;
 pub mod onhost;
 pub mod ownership;
+pub mod policies;
 pub mod report;
 pub mod spare;
 pub mod window;

@@ -13,6 +13,7 @@ use neap_policies::{TASKS, Task};
 use neap_queue::{Full, Line, RingError};
 use neap_vipu::Peer;
 
+use crate::policies;
 use crate::wire::Wire;
 
 /// Lines in its ring.
@@ -88,14 +89,20 @@ impl SpareAgent {
     /// Whether there is one for `policy`.
     #[must_use]
     pub fn knows(policy: &str) -> bool {
-        policy_id(policy) == neap_agent_fifo::POLICY
+        policies::NUMBERS.contains(&policy_id(policy))
     }
 
-    /// Starts one for an enclave of which no CPU's number is `cpus` or higher; it rings the vectors of `peer` itself.
+    /// Starts one of `policy` for an enclave of which no CPU's number is `cpus` or higher; it rings the vectors of `peer` itself.
     ///
     /// # Errors
     /// None in practice: the ring is of a size that rings have.
-    pub fn start(kind: Spare, cpus: u16, version: Version, peer: &Arc<Peer>) -> Result<Self, RingError> {
+    pub fn start(
+        kind: Spare,
+        policy: &str,
+        cpus: u16,
+        version: Version,
+        peer: &Arc<Peer>,
+    ) -> Result<Self, RingError> {
         let fresh = |count: usize| (0..count).map(|_| Line::default()).collect::<Vec<_>>();
         let lines = Arc::new(Lines {
             messages: fresh(MESSAGE_LINES),
@@ -110,9 +117,10 @@ impl SpareAgent {
         let wire = Wire::new(&kept.messages, &kept.slots, &kept.control)?;
         let theirs = Arc::clone(&lines);
         let bell = Bell(Arc::clone(peer));
+        let policy = policy_id(policy);
         let body = move || {
             match kind {
-                Spare::Policy => live(&theirs, bell, version),
+                Spare::Policy => live(&theirs, bell, policy, version),
                 Spare::Ends => {}
                 Spare::Silent => {
                     while theirs.revoke.load(Ordering::Relaxed) == 0 {
@@ -177,7 +185,7 @@ impl Drop for SpareAgent {
     }
 }
 
-fn live(lines: &Lines, bell: Bell, version: Version) {
+fn live(lines: &Lines, bell: Bell, policy: u32, version: Version) {
     let mut memory = vec![Task::default(); TASKS];
     let bindings = Bindings {
         slots: &lines.slots,
@@ -195,5 +203,5 @@ fn live(lines: &Lines, bell: Bell, version: Version) {
     };
     // An error is an end, and seen as one.
     let _ =
-        neap_agent_fifo::start(bindings, &lines.messages, &mut memory, &mut Nap { began: Instant::now() });
+        policies::start(policy, bindings, &lines.messages, &mut memory, &mut Nap { began: Instant::now() });
 }

@@ -5,14 +5,13 @@ use std::str::FromStr;
 use anyhow::{Result, bail, ensure};
 use neap_abi::CPUS_MAX;
 use neap_abi::image::CORES_MAX;
+pub use neap_host::policies::POLICIES;
 use serde::{Deserialize, Serialize};
 
 /// Enclaves at most: the IPU's PCI device has as many functions.
 pub const ENCLAVES_MAX: usize = 8;
 /// Cores of the IPU at most.
 pub const IPU_CORES_MAX: u16 = 16;
-/// Policies that there are.
-pub const POLICIES: [&str; 1] = ["fifo"];
 
 /// One enclave, as asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,8 +94,8 @@ pub fn build_tests() -> Result<BTreeMap<String, FirmwareImage>> {
     programs.into_iter().map(|(name, elf)| Ok((name, FirmwareImage::open(&elf)?))).collect()
 }
 
-/// The agents that the firmware brings with it, by name.
-const BUNDLED: [&str; 1] = ["fifo"];
+/// The agents that are shipped, one a policy, by name. The firmware brings all of them with it.
+pub const AGENTS: [&str; 5] = neap_host::policies::POLICIES;
 
 /// A built agent: its ELF and its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,12 +106,11 @@ pub struct Agent {
     pub image: PathBuf,
 }
 
-/// Builds an agent by its name: `fifo`, or one of those of `qemu-tests/attacks`.
+/// Builds an agent by its name: one of [`AGENTS`], or one of those of `qemu-tests/attacks`.
 pub fn agent(name: &str) -> Result<Agent> {
-    let (package, bin) = match name {
-        "fifo" => ("neap-agent-fifo", "neap-agent-fifo"),
-        attack => ("neap-attacks", attack),
-    };
+    let shipped = format!("neap-agent-{name}");
+    let (package, bin) =
+        if AGENTS.contains(&name) { (shipped.as_str(), shipped.as_str()) } else { ("neap-attacks", name) };
     let mut programs = build_programs(bin, &["--package", package, "--bin", bin], None)
         .with_context(|| format!("there is no agent `{name}` that could be built"))?;
     let elf = programs.remove(bin).with_context(|| format!("cargo built no program {bin} in {package}"))?;
@@ -146,7 +145,7 @@ fn pack(elf: &Path, name: &str) -> Result<PathBuf> {
 /// Builds the bundle of agents and returns its file.
 fn bundle() -> Result<PathBuf> {
     let mut bundle = Vec::new();
-    for name in BUNDLED {
+    for name in AGENTS {
         let image = agent_image(name)?;
         let image = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
         // As the runtime's `bundle` reads it.

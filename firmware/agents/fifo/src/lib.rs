@@ -5,7 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
-use neap_agent::{Agent, AgentError, Bindings, Doorbell, Exit, Idle};
+use neap_agent::{AgentError, Bindings, Doorbell, Exit, Idle};
 use neap_policies::{Fifo, TASKS, Task};
 use neap_queue::Line;
 
@@ -23,23 +23,7 @@ pub fn start<D: Doorbell, I: Idle>(
     memory: &mut [Task],
     idle: &mut I,
 ) -> Result<Exit, AgentError> {
-    let entries = memory.len();
-    let memory: &mut [Task; TASKS] =
-        memory.try_into().map_err(|_| AgentError::Memory { entries, wanted: TASKS })?;
-    let mut agent = Agent::new(bindings, ())?;
-    agent.create_queue(messages)?;
-    let mut policy = Fifo::new(agent.cpus(), memory);
-    Ok(decision_loop(&mut agent, &mut policy, idle))
-}
-
-/// The loop, under a name of its own: what it can reach is checked to hold no panic and no allocation.
-#[inline(never)]
-fn decision_loop<D: Doorbell, I: Idle>(
-    agent: &mut Agent<'_, D>,
-    policy: &mut Fifo<'_>,
-    idle: &mut I,
-) -> Exit {
-    neap_agent::run(agent, policy, idle)
+    neap_agent::start(bindings, messages, memory, idle, Fifo::<TASKS>::new)
 }
 
 #[cfg(test)]

@@ -2,21 +2,10 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
-mod card {
-    use neap_agent::{AgentError, Exit};
-    use neap_agent_start::{Given, Private, agent};
-    use neap_policies::{TASKS, Task};
-
-    agent!(main);
-
-    static MEMORY: Private<[Task; TASKS]> = Private::new([Task::ABSENT; TASKS]);
-
-    fn main(given: Given) -> Result<Exit, AgentError> {
-        let memory = MEMORY.take().map_or(&mut [][..], |memory| memory);
-        let mut idle = given.idle;
-        neap_agent_fifo::start(given.bindings, given.messages, memory, &mut idle)
-    }
-}
+neap_agent_start::policy!(
+    neap_agent_fifo::start,
+    [neap_policies::Task; neap_policies::TASKS] = [neap_policies::Task::ABSENT; neap_policies::TASKS]
+);
 
 #[cfg(not(target_os = "none"))]
 fn main() {}

@@ -17,6 +17,24 @@
 mod card;
 #[cfg(target_os = "none")]
 pub use card::{Bell, Given, Private, Sleep, begin, rest};
+#[cfg(target_os = "none")]
+pub use neap_agent::{AgentError, Exit};
+
+/// Makes an agent of a policy's `start` function, with private memory of its own: its type, and what it holds at first.
+#[macro_export]
+macro_rules! policy {
+    ($start:path, $memory:ty = $fresh:expr) => {
+        $crate::agent!(policy_agent);
+
+        static POLICY_MEMORY: $crate::Private<$memory> = $crate::Private::new($fresh);
+
+        fn policy_agent(given: $crate::Given) -> Result<$crate::Exit, $crate::AgentError> {
+            let memory = POLICY_MEMORY.take().map_or(&mut [][..], |memory| memory);
+            let mut idle = given.idle;
+            $start(given.bindings, given.messages, memory, &mut idle)
+        }
+    };
+}
 
 /// Makes `fn(Given) -> Result<Exit, AgentError>` the agent, on the first of its cores. A second function, `fn(usize)`, runs
 /// on each of the others, if it has any, and is told which it is; when it returns, its core sleeps until the agent

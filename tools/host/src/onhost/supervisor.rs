@@ -19,14 +19,13 @@ use neap_vipu::Peer;
 
 use super::mischief::{AGENT_VECTOR, ENDED, Nap};
 use super::{LOOK, Mischief, OnHostError, Settings};
+use crate::policies;
 use crate::window::{HostWindow, HostWindowError};
 
 /// The core that the agent is said to have.
 const CORE: u8 = 1;
 /// Cores that the IPU is said to have.
 const CORES: u16 = 2;
-/// The agent's name.
-const NAME: &str = "fifo";
 /// In the word by which the supervisor wants its core back: it wants it.
 const WANTED: u64 = 1;
 /// The first version that knows managers.
@@ -62,6 +61,8 @@ struct Office<'w> {
     supervisor: &'w [Line],
     reader: SlotReader,
     books: Books,
+    /// The session's policy.
+    policy: u32,
 }
 
 impl Office<'_> {
@@ -99,7 +100,7 @@ impl Office<'_> {
                 self.books.images_refused += 1;
                 Reply::RefusedImage
             }
-            Manage::Load if line.policy == neap_agent_fifo::POLICY => Reply::Done,
+            Manage::Load if line.policy == self.policy => Reply::Done,
             Manage::Load => Reply::NoPolicy,
         };
         self.answer(line.request, reply, incarnation);
@@ -150,7 +151,7 @@ impl<'w> Boot<'w> {
             // What was asked of the IPU before this boot is over.
             reader.take(manager);
             let books = Books { cores: 1, cores_free: 1, ..Books::default() };
-            Some(Office { manager, supervisor, reader, books })
+            Some(Office { manager, supervisor, reader, books, policy: 0 })
         } else {
             None
         };
@@ -190,7 +191,7 @@ impl<'w> Boot<'w> {
                 asked = self.host_word(over);
                 continue;
             }
-            match host.admit(version, self.hello.cpus, &[neap_agent_fifo::POLICY]) {
+            match host.admit(version, self.hello.cpus, &policies::NUMBERS) {
                 Err(state) => {
                     self.report(state, host.session, version);
                     asked = self.host_word(over);
@@ -223,7 +224,7 @@ impl<'w> Boot<'w> {
         loop {
             *agents += 1;
             self.incarnation += 1;
-            self.introduce();
+            self.introduce(host.policy);
             let word = self.agent(&host, agreed, (taken, resyncs), over, *agents, &mut memory)?;
             let last = AgentControl::from_payload(&self.control.read_any().map_or([0; 8], |(line, _)| line));
             let last = last.unwrap_or(AgentControl::NOTHING);
@@ -305,7 +306,7 @@ impl<'w> Boot<'w> {
                 let _ = peer.ring(peer.id(), AGENT_VECTOR);
                 word
             });
-            let ended = neap_agent_fifo::start(bindings, messages, memory, &mut nap);
+            let ended = policies::start(host.policy, bindings, messages, memory, &mut nap);
             if ended.is_err() {
                 revoke.fetch_or(ENDED, Ordering::Relaxed);
             }
@@ -377,17 +378,18 @@ impl<'w> Boot<'w> {
     }
 
     /// Says which agent runs.
-    fn introduce(&mut self) {
+    fn introduce(&mut self, policy: u32) {
         let Some(office) = &mut self.office else { return };
+        office.policy = policy;
         office.books.started += 1;
         office.books.cores_free = 0;
         let identity = Identity {
-            name: name(),
+            name: name(policy),
             image_crc: 0,
             on_trial: false,
             incarnation: self.incarnation,
             version: self.settings.version.to_bits(),
-            policy: neap_agent_fifo::POLICY,
+            policy,
         };
         office.write(RUNNING_LINE, &identity.to_payload());
         office.write(BOOKS_LINE, &office.books.to_payload());
@@ -405,7 +407,7 @@ impl<'w> Boot<'w> {
             incarnation: self.incarnation,
             image_crc: 0,
             number: before.first().map_or(1, |last| last.number.wrapping_add(1)),
-            name: name(),
+            name: name(host.policy),
             last_message: None,
         };
         let records = std::iter::once(&record).chain(&before).take(EPITAPHS_KEPT);
@@ -432,9 +434,12 @@ impl<'w> Boot<'w> {
     }
 }
 
-fn name() -> [u8; NAME_BYTES] {
+fn name(policy: u32) -> [u8; NAME_BYTES] {
     let mut name = [0; NAME_BYTES];
-    name[..NAME.len()].copy_from_slice(NAME.as_bytes());
+    let known = policies::name(policy).unwrap_or_default();
+    for (byte, known) in name.iter_mut().zip(known.bytes()) {
+        *byte = known;
+    }
     name
 }
 

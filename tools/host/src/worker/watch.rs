@@ -259,7 +259,8 @@ impl Enclave {
         if to == Level::OnHost {
             let (slots, version) = (self.owners.cpus(), state.link.link().version());
             // Without one, the host decides.
-            state.spare = SpareAgent::start(self.config.spare, slots, version, &self.peer).ok();
+            state.spare =
+                SpareAgent::start(self.config.spare, &self.config.policy, slots, version, &self.peer).ok();
             if state.spare.is_none() {
                 state.level = Level::Host;
             }

@@ -26,8 +26,8 @@ pub struct Root {
     pub function: &'static str,
 }
 
-/// The agents' loops: from the load of a line to the doorbell, all of the path is below one of them.
-pub const ROOTS: [Root; 1] = [Root { krate: "neap_agent_fifo", function: "decision_loop" }];
+/// The agents' loop, with each agent's policy in it: from the load of a line to the doorbell, all of the path is below it.
+pub const ROOTS: [Root; 1] = [Root { krate: "neap_agent", function: "decision_loop" }];
 
 /// What must not be reached, as demangled names have it, and what it is.
 const FORBIDDEN: [(&str, &str); 13] = [

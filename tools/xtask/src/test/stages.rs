@@ -15,7 +15,7 @@ use crate::progress::Step;
 use crate::{linux, panicfree, paths, setup};
 
 /// The crates that the card runs: each builds without `std`.
-const CARD_CRATES: [&str; 8] = [
+const CARD_CRATES: [&str; 12] = [
     "neap-abi",
     "neap-queue",
     "neap-hal",
@@ -23,6 +23,10 @@ const CARD_CRATES: [&str; 8] = [
     "neap-policies",
     "neap-agent-start",
     "neap-agent-fifo",
+    "neap-agent-fifo-per-core",
+    "neap-agent-shinjuku",
+    "neap-agent-mq-shinjuku",
+    "neap-agent-vm",
     "neap-runtime",
 ];
 /// What builds for the card only.
@@ -205,11 +209,13 @@ pub(super) fn image() -> Result<Verdict> {
     } else {
         verdict.fail(format!("the image loads {loaded} B; budget.toml allows {allowed} B"));
     }
-    let elf = firmware::agent("fifo")?.elf;
-    let bytes = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
-    let report = panicfree::check(&bytes, &panicfree::ROOTS)?;
-    verdict.remarks.push(format!("the decision path is {} functions", report.functions));
-    judged(&mut verdict, &report);
+    for name in firmware::AGENTS {
+        let elf = firmware::agent(name)?.elf;
+        let bytes = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
+        let report = panicfree::check(&bytes, &panicfree::ROOTS)?;
+        verdict.remarks.push(format!("the decision path of {name} is {} functions", report.functions));
+        judged(&mut verdict, &report);
+    }
     Ok(verdict)
 }
 
