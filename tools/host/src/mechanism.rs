@@ -40,6 +40,10 @@ pub struct Task {
     pub permitted: bool,
     /// When it last became runnable, in the order in which the agent is told; counts up.
     pub arrival: u64,
+    /// Its service class; 0 for none.
+    pub class: u8,
+    /// Its group; 0 for none.
+    pub group: u32,
 }
 
 impl Task {
@@ -144,6 +148,8 @@ impl Mechanism {
             cpu_count: 0,
             permitted: true,
             arrival: 0,
+            class: 0,
+            group: 0,
         };
         let cpu = Cpu { stamp: 0, online: true, available: true, task: TASK_NONE, txn: 0 };
         Self {
@@ -245,6 +251,7 @@ impl Mechanism {
             entry.stamp = entry.stamp.wrapping_add(1);
             (entry.first_cpu, entry.cpu_count) = (first_cpu, cpu_count);
             entry.permitted = true;
+            (entry.class, entry.group) = (0, 0);
             entry.arrival = arrival;
             self.runnable.insert(arrival, task);
         }
@@ -284,6 +291,13 @@ impl Mechanism {
         if let Some(entry) = self.tasks.get_mut(task as usize) {
             (entry.first_cpu, entry.cpu_count) = (first_cpu, cpu_count);
             entry.stamp = entry.stamp.wrapping_add(1);
+        }
+    }
+
+    /// Says of which class and group a task is, before the agent hears of it.
+    pub fn set_class(&mut self, task: u32, class: u8, group: u32) {
+        if let Some(entry) = self.tasks.get_mut(task as usize) {
+            (entry.class, entry.group) = (class, group);
         }
     }
 
@@ -482,6 +496,7 @@ impl Mechanism {
             message.task = task;
             message.stamp = entry.stamp;
             (message.first_cpu, message.cpu_count) = (entry.first_cpu, entry.cpu_count);
+            (message.class, message.group) = (entry.class, entry.group);
         }
         if let Some(cpu) = self.cpus.get(usize::from(cpu)) {
             message.cpu_stamp = cpu.stamp;

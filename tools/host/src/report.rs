@@ -192,12 +192,19 @@ pub struct Report {
     pub round_trip: Latency,
     /// From a request's creation to its end.
     pub request: Latency,
+    /// As above, of the requests that are not long.
+    pub request_short: Latency,
+    /// Times that an agent had a task give up its CPU.
+    pub preemptions: u64,
     /// The samples behind `round_trip`, in ns, to be merged with others; only in the process that took them.
     #[serde(skip)]
     pub round_trip_ns: Option<Histogram<u64>>,
     /// As above, of `request`.
     #[serde(skip)]
     pub request_ns: Option<Histogram<u64>>,
+    /// As above, of `request_short`.
+    #[serde(skip)]
+    pub request_short_ns: Option<Histogram<u64>>,
     /// Tasks created.
     pub tasks_created: u64,
     /// Tasks that ran to their end.
@@ -208,7 +215,7 @@ pub struct Report {
     pub tasks_doubled: u64,
     /// Tasks refused because the table was full.
     pub tasks_rejected: u64,
-    /// Tasks started or decided out of the order of their arrival.
+    /// Tasks started or decided out of the order of their arrival; 0 where the policy is another than FIFO.
     pub fifo_violations: u64,
     /// Resyncs, the first one included.
     pub resyncs: u64,

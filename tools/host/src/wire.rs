@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use neap_abi::{AgentControl, Message, Outcome, Tag, Txn};
+use neap_abi::{AgentControl, Message, Outcome, Tag, Txn, TxnFlags};
 use neap_queue::{CreditError, Full, Line, RingError, SharedProducer, SlotReader};
 
 /// What the wire keeps for one CPU.
@@ -96,6 +96,16 @@ impl<'w> Wire<'w> {
         let (Some(end), Some(line)) = (self.cpu(cpu), self.slots.get(usize::from(cpu))) else { return false };
         let lies = line.read_any();
         lies.is_some_and(|(payload, tag)| end.taken != Some(tag) && self.counts(&Txn::from_payload(&payload)))
+    }
+
+    /// Whether a decision lies in the slot of `cpu`, untaken, that takes the CPU from what runs there. It is left there.
+    #[must_use]
+    pub fn preempts(&self, cpu: u16) -> bool {
+        let (Some(end), Some(line)) = (self.cpu(cpu), self.slots.get(usize::from(cpu))) else { return false };
+        line.read_any().is_some_and(|(payload, tag)| {
+            let txn = Txn::from_payload(&payload);
+            end.taken != Some(tag) && self.counts(&txn) && txn.flags.has(TxnFlags::PREEMPT)
+        })
     }
 
     fn counts(&self, txn: &Txn) -> bool {

@@ -31,6 +31,23 @@ pub use host::{Host, HostConfig, MoveError, with_host};
 pub trait Work: Sync {
     /// Does step `step` (from 0) of request `request`.
     fn step(&self, request: u64, step: u32) -> Step;
+
+    /// What the task of a request is to be told to be. For most, nothing in particular.
+    fn nature(&self, request: u64) -> Nature {
+        let _ = request;
+        Nature::default()
+    }
+}
+
+/// What the agent is told of a task beside what happens to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nature {
+    /// Its service class; 0 for none.
+    pub class: u8,
+    /// Its group; 0 for none.
+    pub group: u32,
+    /// Whether it is one of the long ones: latencies of the others are reported apart too.
+    pub is_long: bool,
 }
 
 /// How a step of a task ends.
@@ -38,6 +55,8 @@ pub trait Work: Sync {
 pub enum Step {
     /// The task is done.
     Done,
+    /// The task goes on, unless it is preempted here: in a process nobody can take a thread's CPU but itself.
+    Going,
     /// The task gives up its CPU, and could go on.
     Yield,
     /// The task waits for something that takes so long.

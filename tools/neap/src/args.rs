@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use neap_abi::CPUS_MAX;
 
 use crate::enclaves::{self, EnclaveAsked};
-use crate::report::{HostKind, Parameters};
+use crate::report::{HostKind, LoadKind, Parameters};
 #[cfg(feature = "linux")]
 use crate::scx::ScxCommand;
 use crate::worker::{AgentOrder, Order};
@@ -245,6 +245,10 @@ pub struct RunOptions {
     /// End the agent when the load is that old; another is started in its place
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = age)]
     pub kill_agent_after: Option<f64>,
+    /// What the requests are: GETs, or the paper's dispersive load of 99.5 % GETs and 0.5 % long RANGE queries
+    /// [default: gets; dispersive for shinjuku and mq-shinjuku]
+    #[arg(long, value_enum, value_name = "LOAD")]
+    pub load: Option<LoadKind>,
     /// Mean arrivals per second [default: 8000; with --host linux 300]
     #[arg(long, allow_negative_numbers = true, value_parser = rate)]
     pub rate: Option<f64>,
@@ -302,6 +306,10 @@ impl RunOptions {
             return Ok(());
         }
         anyhow::ensure!(
+            self.load != Some(LoadKind::Dispersive),
+            "--load dispersive is of the worker host: leave --host linux out"
+        );
+        anyhow::ensure!(
             !self.on_host,
             "--host linux has its driver speak with an IPU, and --on-host is a run without one: leave one of them out"
         );
@@ -354,6 +362,7 @@ impl RunOptions {
             keys: if is_command { 0 } else { self.keys.unwrap_or(self.usual(100_000, 20_000)) },
             blocking_percent: if is_command { 0.0 } else { self.blocking_percent() },
             yielding_percent: if is_command { 0.0 } else { self.yielding_percent() },
+            load: self.load(&enclaves),
             on_host: self.on_host,
             kill_agent_after_s: self.kill_agent_after,
             command: self.command.clone(),
@@ -367,6 +376,17 @@ impl RunOptions {
             HostKind::Worker => worker,
             HostKind::Linux => linux,
         }
+    }
+
+    /// A policy for dispersive loads has one, unless another is asked for.
+    fn load(&self, enclaves: &[EnclaveAsked]) -> LoadKind {
+        let dispersive = enclaves.iter().any(|enclave| enclave.policy.ends_with("shinjuku"));
+        let usual = if dispersive && self.host == HostKind::Worker && self.command.is_empty() {
+            LoadKind::Dispersive
+        } else {
+            LoadKind::Gets
+        };
+        self.load.unwrap_or(usual)
     }
 
     fn blocking_percent(&self) -> f64 {
@@ -488,7 +508,7 @@ mod tests {
             ("--cores 1", "2..=16"),
             ("--keys 0", "1..=20000000"),
             ("--blocking 101", "0 to 100 percent"),
-            ("--policy lifo", "possible values: fifo"),
+            ("--policy lifo", "possible values: fifo, fifo-per-core, shinjuku, mq-shinjuku, vm"),
             ("--sed 3", "--seed"),
             ("--watchdog-ms 0", "1..=60000"),
             ("--enclave cpus=0-3,core=4", "`core` is unknown"),

@@ -27,6 +27,12 @@ pub struct Measured {
     pub round_trip: Distribution,
     /// From a request's arrival to its end.
     pub request: Distribution,
+    /// As above, of the requests that are not long.
+    #[serde(default)]
+    pub request_short: Distribution,
+    /// Times that the agent had a task give up its CPU.
+    #[serde(default)]
+    pub preemptions: u64,
     /// Tasks that were made.
     pub tasks_created: u64,
     /// Tasks that ran to their end.

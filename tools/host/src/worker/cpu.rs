@@ -207,6 +207,11 @@ impl Enclave {
             }
             let Some(job) = self.lock().jobs[task as usize] else { return };
             let step = work.step(job.request, job.step);
+            if step == Step::Going {
+                let Some(next) = self.goes_on(cpu, task) else { return };
+                task = next;
+                continue;
+            }
             let now = Instant::now();
             let mut state = self.lock();
             let state = &mut *state;
@@ -233,6 +238,36 @@ impl Enclave {
         }
     }
 
+    /// A task goes on, unless its agent has the CPU given to another: which it is then; none when all is over.
+    fn goes_on(&self, cpu: u16, task: u32) -> Option<u32> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if state.closed {
+            return None;
+        }
+        if let Some(job) = &mut state.jobs[task as usize] {
+            job.step += 1;
+        }
+        if !state.wire().is_some_and(|wire| wire.preempts(cpu)) {
+            return Some(task);
+        }
+        let Some(next) = self.decide(state, cpu, false).filter(|&next| next != TASK_NONE) else {
+            // Refused: the agent hears so, and that the task runs on.
+            let message = state.mechanism.message(MessageKind::TxnOutcome, cpu, task, TaskFlags::ON_CPU);
+            self.emit(state, message);
+            return Some(task);
+        };
+        if next != task {
+            state.report.preemptions += 1;
+            if let Some(job) = &mut state.jobs[task as usize] {
+                (job.runnable, job.cpu) = (Instant::now(), cpu);
+            }
+            let flags = TaskFlags::RUNNABLE.with(TaskFlags::WAS_ON_CPU);
+            self.arrive(state, MessageKind::TaskPreempt, cpu, task, flags);
+        }
+        Some(next)
+    }
+
     /// What a step's end does to its task.
     fn end_step(
         &self,
@@ -252,10 +287,15 @@ impl Enclave {
                 if !state.finished_requests.insert(job.request) {
                     state.report.tasks_doubled += 1;
                 }
-                state.request.saturating_record(now.duration_since(job.created).as_nanos() as u64);
+                let took_ns = now.duration_since(job.created).as_nanos() as u64;
+                state.request.saturating_record(took_ns);
+                if !job.is_long {
+                    state.request_short.saturating_record(took_ns);
+                }
                 MessageKind::TaskDead
             }
-            Step::Yield => {
+            // One that goes on has not ended: its caller knows.
+            Step::Going | Step::Yield => {
                 state.mechanism.change(task, TaskState::Runnable);
                 state.jobs[task as usize] = Some(job);
                 note_arrival(state, task);

@@ -122,6 +122,8 @@ impl Shared {
         for step in 0.. {
             match self.gets.step(request.number, step) {
                 Step::Done => return,
+                // The kernel preempts it wherever it is.
+                Step::Going => {}
                 Step::Yield => thread::yield_now(),
                 Step::Block { for_us } => thread::sleep(Duration::from_micros(for_us)),
             }

@@ -48,6 +48,27 @@ impl HostKind {
     }
 }
 
+/// What the store's requests are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadKind {
+    /// GETs, of which some block or yield between two.
+    #[default]
+    Gets,
+    /// The paper's dispersive load (section 7.2): 99.5 % short GETs, 0.5 % long RANGE queries.
+    Dispersive,
+}
+
+impl LoadKind {
+    /// Its name on every output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gets => "gets",
+            Self::Dispersive => "dispersive",
+        }
+    }
+}
+
 /// What a run was asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameters {
@@ -76,6 +97,9 @@ pub struct Parameters {
     pub blocking_percent: f64,
     /// Share of requests that yield between two GETs, in percent.
     pub yielding_percent: f64,
+    /// What the requests are.
+    #[serde(default)]
+    pub load: LoadKind,
     /// Whether the agent is a process on the host.
     pub on_host: bool,
     /// How old the load is when the agent is ended, in seconds, if it is to be.
@@ -215,6 +239,9 @@ impl Record {
         });
         // More than the macro takes at once.
         object["host"] = asked.host.name().into();
+        object["load"] = asked.load.name().into();
+        object["preemptions"] = m.preemptions.into();
+        object["request_short_us"] = quantiles(&m.request_short);
         object["watchdog_ms"] = asked.watchdog_ms.into();
         object["kill_agent_after_s"] = asked.kill_agent_after_s.into();
         object["command"] = asked.command.clone().into();
@@ -334,6 +361,7 @@ pub mod tests {
                 keys: 100_000,
                 blocking_percent: 5.0,
                 yielding_percent: 5.0,
+                load: LoadKind::Gets,
                 on_host: false,
                 kill_agent_after_s: None,
                 command: Vec::new(),

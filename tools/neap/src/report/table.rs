@@ -27,8 +27,12 @@ pub fn table(record: &Record) -> String {
     row("prestage hits", count(m.prestage_hits), percent(record.prestage_share()));
     row("prestage misses", count(m.prestage_misses), String::new());
     let label = if record.emulated() { "emulated" } else { "" };
-    for (name, distribution) in [("round trip", &m.round_trip), ("request", &m.request)] {
-        if distribution.count == 0 {
+    for (name, distribution) in
+        [("round trip", &m.round_trip), ("request", &m.request), ("short request", &m.request_short)]
+    {
+        // Where all are short, they are told of once.
+        let told = name == "short request" && distribution.count == m.request.count;
+        if distribution.count == 0 || told {
             continue;
         }
         row(&format!("{name} p50"), time(distribution.p50), label.to_owned());
@@ -38,6 +42,9 @@ pub fn table(record: &Record) -> String {
             format!("{} / {}", time(distribution.p999), longest(distribution)),
             String::new(),
         );
+    }
+    if m.preemptions > 0 {
+        row("preemptions", count(m.preemptions), String::new());
     }
     row("requests offered", count(m.requests_offered), format!("{} refused", count(m.requests_refused)));
     row("tasks created", count(m.tasks_created), String::new());

@@ -1,16 +1,28 @@
-//! What a request does: GETs of random keys, checked; some requests block or yield between two.
+//! What a request does: GETs of random keys, checked; some requests block or yield between two. Of a dispersive load a few
+//! requests are RANGE queries, which take a thousand times as long (paper section 7.2: 99.5 % GETs of 10 µs, 0.5 % RANGE of 10 ms).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use neap_host::worker::{Step, Work};
+use neap_host::worker::{Nature, Step, Work};
 
 use super::mix;
 use super::store::Store;
-use crate::report::Parameters;
+use crate::report::{LoadKind, Parameters};
 
 /// The shortest and the longest time that a task blocks, in µs.
 const BLOCK_US: (u64, u64) = (100, 300);
+
+/// Of 10,000 requests of a dispersive load this many are RANGE queries.
+const RANGES: u64 = 50;
+/// Parts of a RANGE query; between two it can be preempted.
+const RANGE_PARTS: u32 = 250;
+/// Keys that a part reads.
+const PART_KEYS: u64 = 4;
+/// Classes of GETs and of RANGE queries.
+const CLASSES: (u8, u8) = (1, 2);
+/// Groups that requests are spread over, as if each were a VM.
+const GROUPS: u64 = 4;
 
 /// The store with the load on it. What request *n* does follows from the seed and *n* alone.
 pub struct Gets {
@@ -18,6 +30,7 @@ pub struct Gets {
     seed: u64,
     /// Of 10,000 requests this many block, and those up to the second bound yield.
     bounds: (u64, u64),
+    load: LoadKind,
     wrong: AtomicU64,
     first_wrong: Mutex<Option<String>>,
 }
@@ -31,6 +44,7 @@ impl Gets {
             store,
             seed: asked.seed,
             bounds: (blocking, blocking + yielding),
+            load: asked.load,
             wrong: AtomicU64::new(0),
             first_wrong: Mutex::new(None),
         }
@@ -57,14 +71,39 @@ impl Gets {
     }
 }
 
-impl Work for Gets {
-    fn step(&self, request: u64, step: u32) -> Step {
-        let key = mix(self.seed, request, u64::from(step)) % self.store.keys();
+impl Gets {
+    fn is_range(&self, request: u64) -> bool {
+        self.load == LoadKind::Dispersive && mix(self.seed, request, u64::MAX - 2) % 10_000 < RANGES
+    }
+
+    fn get(&self, request: u64, key: u64) {
         if let Err(error) = self.store.get_and_check(key) {
             self.wrong.fetch_add(1, Ordering::Relaxed);
             let mut first = self.first_wrong.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert_with(|| format!("request {request}: {error:#}"));
         }
+    }
+}
+
+impl Work for Gets {
+    fn nature(&self, request: u64) -> Nature {
+        let is_long = self.is_range(request);
+        let class = match self.load {
+            LoadKind::Gets => 0,
+            LoadKind::Dispersive if is_long => CLASSES.1,
+            LoadKind::Dispersive => CLASSES.0,
+        };
+        Nature { class, group: 1 + (request % GROUPS) as u32, is_long }
+    }
+
+    fn step(&self, request: u64, step: u32) -> Step {
+        let keys = self.store.keys();
+        if self.is_range(request) {
+            let first = mix(self.seed, request, 0) % keys + u64::from(step) * PART_KEYS;
+            (first..first + PART_KEYS).for_each(|key| self.get(request, key % keys));
+            return if step + 1 < RANGE_PARTS { Step::Going } else { Step::Done };
+        }
+        self.get(request, mix(self.seed, request, u64::from(step)) % keys);
         if step == 0 { self.shape(request) } else { Step::Done }
     }
 }
@@ -95,6 +134,18 @@ mod tests {
         let (none, all) = (gets(0.0, 0.0), gets(0.0, 100.0));
         assert!((0..1000).all(|request| none.step(request, 0) == Step::Done));
         assert!((0..1000).all(|request| all.step(request, 0) == Step::Yield));
+    }
+
+    #[test]
+    fn a_dispersive_load_has_one_long_request_in_two_hundred() {
+        let asked = Parameters { load: LoadKind::Dispersive, blocking_percent: 0.0, ..example().parameters };
+        let gets = Gets::new(Store::load(100, asked.seed, |_| {}).unwrap(), &asked);
+        let long: Vec<u64> = (0..40_000).filter(|&request| gets.nature(request).is_long).collect();
+        assert!((150..250).contains(&long.len()), "{}", long.len());
+        let parts = (0..).find(|&step| gets.step(long[0], step) == Step::Done);
+        assert_eq!((parts, gets.wrong()), (Some(RANGE_PARTS - 1), 0));
+        assert_eq!(gets.nature(long[0]).class, CLASSES.1);
+        assert!((0..100).all(|request| gets.step(request, 0) != Step::Going || long.contains(&request)));
     }
 
     #[test]

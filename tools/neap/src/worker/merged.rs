@@ -41,6 +41,10 @@ pub fn measured(reports: &[Report], asked: &[EnclaveAsked], offered: &[u64]) -> 
         prestage_misses: sum(|report| report.prestage_misses),
         round_trip: distribution(reports, |report| (&report.round_trip, report.round_trip_ns.as_ref())),
         request: distribution(reports, |report| (&report.request, report.request_ns.as_ref())),
+        request_short: distribution(reports, |report| {
+            (&report.request_short, report.request_short_ns.as_ref())
+        }),
+        preemptions: sum(|report| report.preemptions),
         tasks_created: sum(|report| report.tasks_created),
         tasks_finished: sum(|report| report.tasks_finished),
         tasks_lost: sum(|report| report.tasks_lost),

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, anyhow};
 use neap_abi::layout::TASKS_USUAL;
 use neap_host::onhost;
 use neap_host::report::Snapshot;
-use neap_host::worker::{Enclave, EnclaveConfig, Host, HostConfig, with_host};
+use neap_host::worker::{Enclave, EnclaveConfig, Host, HostConfig, Work, with_host};
 use serde::{Deserialize, Serialize};
 
 use crate::manage::Answer;
@@ -171,7 +171,7 @@ fn work(order: &Order) -> Result<Measured> {
     let gets = Gets::new(store, asked);
     tell(&Line::Attaching);
     let config = HostConfig { cpus: asked.host_cpus(), tasks: TASKS_USUAL };
-    let (driven, reports) = with_host(&config, &gets, |host| host_a_run(host, order, stop));
+    let (driven, reports) = with_host(&config, &gets, |host| host_a_run(host, order, &gets, stop));
     let (offered, failed) = driven?;
     let mut measured = merged::measured(&reports, &asked.enclaves, &offered);
     measured.values_wrong = gets.wrong();
@@ -182,7 +182,12 @@ fn work(order: &Order) -> Result<Measured> {
 
 /// Makes the enclaves, drives them until the load is over and waits for what is left. Returns how many arrivals each had,
 /// and what failed without ending the run.
-fn host_a_run(host: &Host<'_, Gets>, order: &Order, stop: &AtomicBool) -> Result<(Vec<u64>, Vec<String>)> {
+fn host_a_run(
+    host: &Host<'_, Gets>,
+    order: &Order,
+    gets: &Gets,
+    stop: &AtomicBool,
+) -> Result<(Vec<u64>, Vec<String>)> {
     let asked = &order.parameters;
     let session = rand::random_range(1..u32::MAX / 2);
     let mut enclaves = Vec::new();
@@ -229,7 +234,7 @@ fn host_a_run(host: &Host<'_, Gets>, order: &Order, stop: &AtomicBool) -> Result
                 let first = u64::from(enclave.id()) << ENCLAVE_SHIFT;
                 // A full table is counted by the host; an open load goes on.
                 let submit = |number| {
-                    let _ = enclave.submit(number);
+                    let _ = enclave.submit_as(number, gets.nature(number));
                 };
                 scope.spawn(move || drive(submit, first, arrivals, load, stop, offered))
             })
