@@ -34,7 +34,7 @@ pub enum Command {
     /// Sets up what is missing (QEMU, the firmware's target), builds the firmware, starts the
     /// virtual IPU and a worker host of --cpus threads, loads a key-value store, and drives it with
     /// Poisson arrivals of real GETs. Each request is a task: it runs when and where the firmware's
-    /// agent decides. Values are checked, tasks are counted, FIFO order is verified.
+    /// agent decides. Values are checked, tasks are counted, and with FIFO its order is verified.
     ///
     /// With --enclave the host's CPUs are split into enclaves, each with an agent of its own. An agent
     /// that fails is ended and started again; until then the same policy on the host decides, or the

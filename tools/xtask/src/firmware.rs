@@ -25,7 +25,7 @@ pub const PROFILE: &str = "firmware";
 /// Which image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The runtime with the FIFO agent: what `neap run` boots.
+    /// The runtime with the agents that are shipped: what `neap run` boots.
     Runtime,
     /// One program of `qemu-tests`, by its name (`s00_boot`).
     Test(String),
