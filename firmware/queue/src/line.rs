@@ -82,9 +82,18 @@ impl<const W: usize> Line<W> {
         }
     }
 
+    /// The words as they lie there, tags and all: what a bus carries.
+    #[must_use]
     #[inline(always)]
-    fn words(&self) -> [u64; W] {
+    pub fn words(&self) -> [u64; W] {
         core::array::from_fn(|i| self.0[i].load(Ordering::Relaxed))
+    }
+
+    /// Lets one word of a posted write land, as a bus does that splits lines. A word out of bounds lands nowhere.
+    pub fn land(&self, word: usize, value: u64) {
+        if let Some(word) = self.0.get(word) {
+            word.store(value, Ordering::Relaxed);
+        }
     }
 }
 
