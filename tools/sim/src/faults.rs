@@ -210,9 +210,117 @@ impl Script {
     }
 }
 
+/// What a search has found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Found {
+    /// Seeds that were run.
+    pub seeds: u64,
+    /// The first of them.
+    pub from: u64,
+    /// Events in all of them.
+    pub events: u64,
+    /// Things that went wrong in them.
+    pub faults: u64,
+    /// Times that a host decided for itself.
+    pub fallbacks: u64,
+    /// Times that an agent was told the whole state.
+    pub resyncs: u64,
+    /// Seeds in which something was violated.
+    pub violations: u64,
+    /// A digest of all traces.
+    pub trace_hash: String,
+    /// The first few of those seeds.
+    pub failing: Vec<Failing>,
+}
+
+/// A seed in which something was violated.
+#[derive(Clone, Debug, Serialize)]
+pub struct Failing {
+    /// The seed: all of it comes from that.
+    pub seed: u64,
+    /// What was violated.
+    pub violation: String,
+    /// The fewest faults with which it still is.
+    pub faults: Vec<String>,
+}
+
+/// Failing seeds that are told one by one.
+const TOLD_MAX: usize = 5;
+
+/// Runs `seeds` seeds from `from` on, on `threads` threads. The result does not depend on how many those are.
+#[must_use]
+pub fn search(from: u64, seeds: u64, threads: u64, progress: &(dyn Fn(u64) + Sync)) -> Found {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let done = AtomicU64::new(0);
+    let part = |thread: u64| {
+        let mut found = Found::default();
+        let mut digest = 0u64;
+        let mut failing = Vec::new();
+        for seed in (from + thread..from + seeds).step_by(threads.max(1) as usize) {
+            let verdict = Script::of(seed).run();
+            found.events += verdict.events;
+            found.faults += verdict.seen.faults;
+            found.fallbacks += verdict.seen.fallbacks;
+            found.resyncs += verdict.seen.resyncs;
+            digest ^= verdict.seen.trace_hash.wrapping_mul(seed | 1);
+            if !verdict.seen.violations.is_empty() {
+                found.violations += 1;
+                if failing.len() < TOLD_MAX {
+                    failing.push(seed);
+                }
+            }
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1);
+        }
+        (found, digest, failing)
+    };
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads.max(1)).map(|thread| scope.spawn(move || part(thread))).collect();
+        running.into_iter().map(|thread| thread.join().expect("a world does not panic")).collect()
+    });
+    let mut all = Found { seeds, from, ..Found::default() };
+    let (mut digest, mut failing) = (0, Vec::new());
+    for (found, part, seeds) in parts {
+        all.events += found.events;
+        all.faults += found.faults;
+        all.fallbacks += found.fallbacks;
+        all.resyncs += found.resyncs;
+        all.violations += found.violations;
+        digest ^= part;
+        failing.extend(seeds);
+    }
+    failing.sort_unstable();
+    all.trace_hash = format!("{digest:016x}");
+    all.failing = failing.into_iter().take(TOLD_MAX).map(|seed| Failing::of(&Script::of(seed))).collect();
+    all
+}
+
+impl Failing {
+    /// What fails in a script.
+    #[must_use]
+    pub fn of(script: &Script) -> Self {
+        let shrunk = script.shrunk();
+        let violation = script.run().seen.violations.into_iter().next().unwrap_or_default();
+        Self { seed: script.seed, violation, faults: shrunk.faults.iter().map(ToString::to_string).collect() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With a reader that takes a line for whole by its first word (`--cfg careless`), a seed finds it, and finds it again.
+    #[cfg(careless)]
+    #[test]
+    fn a_careless_ring_is_found_out_and_found_again() {
+        let found = search(0, 2_000, 2, &|_| {});
+        let failing = found.failing.first().expect("no seed finds a torn line");
+        println!("{failing:?}");
+        let (a, b) = (Script::of(failing.seed).run(), Script::of(failing.seed).run());
+        assert_eq!((&a.seen.violations, a.seen.trace_hash), (&b.seen.violations, b.seen.trace_hash));
+        assert_eq!(a.seen.violations.first(), Some(&failing.violation));
+        let shrunk = Script::of(failing.seed).shrunk();
+        assert!(shrunk.faults.iter().any(|fault| fault.kind == FaultKind::SplitWrite), "{shrunk:?}");
+    }
 
     #[test]
     fn the_same_seed_gives_the_same_trace() {
@@ -224,6 +332,13 @@ mod tests {
         assert_ne!(Script::of(1).run().seen.trace_hash, Script::of(2).run().seen.trace_hash);
     }
 
+    #[test]
+    fn how_many_threads_search_changes_nothing() {
+        let (one, two) = (search(5, 40, 1, &|_| {}), search(5, 40, 2, &|_| {}));
+        assert_eq!((one.trace_hash, one.events, one.faults), (two.trace_hash, two.events, two.faults));
+    }
+
+    #[cfg(not(careless))]
     #[test]
     fn nothing_is_violated() {
         let mut faults = 0;

@@ -14,5 +14,6 @@ pub mod figures;
 pub mod load;
 pub mod parameters;
 pub mod policy;
+pub mod rtapp;
 pub mod vm;
 pub mod world;

@@ -156,18 +156,20 @@ impl Load for Poisson {
             run_ns: if long { self.long_ns } else { self.short_ns },
             class: if self.classes { 1 + u8::from(long) } else { 0 },
             group: 0,
+            thread: 0,
             blocks: if self.blocks_max > 0 { self.rng.random_range(0..=self.blocks_max) } else { 0 },
         })
     }
 
-    fn finished(&mut self, request: &Request, now_ns: u64) {
+    fn finished(&mut self, request: &Request, now_ns: u64) -> Option<Request> {
         if now_ns < self.warm_ns {
-            return;
+            return None;
         }
         self.ended += 1;
         self.last_ns = now_ns;
         let kind = if request.run_ns == self.long_ns { &mut self.long } else { &mut self.short };
         kind.record(now_ns - request.at_ns);
+        None
     }
 }
 

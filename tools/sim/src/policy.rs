@@ -1,31 +1,125 @@
-//! Which policy decides.
+//! An experiment: a policy, a column's costs and a load, in one world.
 
-use neap_policies::{Fifo, Task};
+use neap_abi::VERSION;
+use neap_policies::{Fifo, FifoPerCore, MqShinjuku, Shinjuku, TASKS, Task, Vm};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
-/// Tasks that a simulated enclave can have at most.
-pub const TASKS: usize = 1024;
+use crate::columns::Column;
+use crate::parameters::Parameters;
+use crate::world::{Load, Memory, Seen, Setup, World};
 
 /// Policies by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chosen {
-    /// Global FIFO.
+    /// Global FIFO, run to completion.
     Fifo,
+    /// FIFO with a queue for each CPU.
+    FifoPerCore,
+    /// FIFO with a slice of 30 µs.
+    Shinjuku,
+    /// Shinjuku with a queue for each service class.
+    MqShinjuku,
+    /// Virtual machines: fair shares, and a tick only where one is needed.
+    Vm,
 }
 
 impl Chosen {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Fifo];
+    pub const ALL: [Self; 5] = [Self::Fifo, Self::FifoPerCore, Self::Shinjuku, Self::MqShinjuku, Self::Vm];
 
     /// Its name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Fifo => "fifo",
+            Self::FifoPerCore => "fifo-per-core",
+            Self::Shinjuku => "shinjuku",
+            Self::MqShinjuku => "mq-shinjuku",
+            Self::Vm => "vm",
         }
+    }
+
+    /// By its name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
     }
 }
 
-/// FIFO over its memory.
-pub fn fifo(cpus: u16, memory: &mut [Task; TASKS]) -> Fifo<'_, TASKS> {
-    Fifo::new(cpus, memory)
+/// What is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Experiment {
+    /// Who decides.
+    pub policy: Chosen,
+    /// At whose costs.
+    pub column: Column,
+    /// On how many host CPUs.
+    pub cpus: u16,
+    /// With how many threads.
+    pub threads: u32,
+    /// From which seed.
+    pub seed: u64,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome<L> {
+    /// What the world has seen.
+    pub seen: Seen,
+    /// The load, with what it has counted.
+    pub load: L,
+    /// Events that happened.
+    pub events: u64,
+}
+
+impl Experiment {
+    /// Runs it until its load has ended, or until `until_ns`.
+    ///
+    /// # Panics
+    /// The agent ends, which it does nowhere here.
+    #[must_use]
+    pub fn run<L: Load>(&self, p: &Parameters, load: L, until_ns: u64) -> Outcome<L> {
+        let costs = self.column.costs(p);
+        let memory = Memory::new(4096, self.cpus);
+        let mut table = vec![Task::ABSENT; TASKS];
+        let table: &mut [Task; TASKS] = table.as_mut_slice().try_into().expect("it is as long");
+        let mut table = Some(table);
+        let setup = Setup {
+            cpus: self.cpus,
+            tasks: self.threads.min(TASKS as u32),
+            costs,
+            version: VERSION,
+            faults: false,
+            starved_ns: u64::MAX,
+        };
+        let cpus = self.cpus;
+        let rng = ChaCha8Rng::seed_from_u64(self.seed ^ 2);
+        // Each policy is a type of its own, over memory of its own.
+        macro_rules! run {
+            ($make:expr) => {{
+                let make = $make;
+                let mut world = World::new(
+                    setup,
+                    &memory,
+                    || make(table.take().expect("one agent")),
+                    load,
+                    rng,
+                    Vec::new(),
+                );
+                world.run(until_ns);
+                world.into_outcome()
+            }};
+        }
+        match self.policy {
+            Chosen::Fifo => run!(|memory| {
+                let fifo = Fifo::<TASKS>::new(cpus, memory);
+                if costs.prestages { fifo } else { fifo.never_ahead() }
+            }),
+            Chosen::FifoPerCore => run!(|memory| FifoPerCore::<TASKS>::new(cpus, memory)),
+            Chosen::Shinjuku => run!(|memory| Shinjuku::<TASKS>::new(cpus, memory)),
+            Chosen::MqShinjuku => run!(|memory| MqShinjuku::<TASKS>::new(cpus, memory)),
+            Chosen::Vm => run!(|memory| Vm::<TASKS>::new(cpus, memory)),
+        }
+    }
 }

@@ -4,7 +4,8 @@
 //! when the link says so, and what it reads is a sample of the card's line, which lies in its cache until it is flushed.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::clock::Clock;
 use crate::columns::Costs;
 use crate::faults::{Fault, FaultKind};
+use crate::policy::Outcome as Ran;
 
 /// Words of a line.
 const WORDS: usize = 8;
@@ -119,14 +121,40 @@ pub struct Request {
     pub group: u32,
     /// It blocks so often on its way, for a while each time.
     pub blocks: u8,
+    /// Whose it is, to the load.
+    pub thread: u32,
+}
+
+/// A request that waits for its time; the earliest is the least.
+#[derive(Clone, Copy, Debug)]
+struct Follower(Request);
+
+impl PartialEq for Follower {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.at_ns == other.0.at_ns
+    }
+}
+
+impl Eq for Follower {}
+
+impl PartialOrd for Follower {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Follower {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0.at_ns, self.0.thread).cmp(&(other.0.at_ns, other.0.thread))
+    }
 }
 
 /// Where requests come from, and where they end.
 pub trait Load {
     /// The next request; none when there is no more.
     fn next_request(&mut self) -> Option<Request>;
-    /// A request has ended.
-    fn finished(&mut self, request: &Request, now_ns: u64);
+    /// A request has ended. What it brings with it, e.g. its thread's next one, comes at its own time.
+    fn finished(&mut self, request: &Request, now_ns: u64) -> Option<Request>;
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -171,6 +199,8 @@ struct Cpu {
 pub enum Event {
     /// A request comes.
     Arrival,
+    /// A request comes that another has brought.
+    Follow,
     /// A blocked task wakes.
     Wake(u32, u32),
     /// A posted line lands.
@@ -228,14 +258,16 @@ pub struct Seen {
     pub preemptions: u64,
     /// Verdicts by kind.
     pub refused: u64,
-    /// Lines read with nothing in the cache while a switch waited.
-    pub uncached_reads: u64,
     /// Switches, and the sum of their times in ns.
     pub switches: u64,
     /// Sum of switch times, in ns.
     pub switch_ns: u64,
-    /// Switch times that found a prestaged decision, in ns.
+    /// Of them, the times of those that found a prestaged decision.
     pub hit_switch_ns: u64,
+    /// Reads across the link that such a switch waited for.
+    pub hit_uncached_reads: u64,
+    /// Decisions that let a CPU's tick stop.
+    pub tickless: u64,
     /// Resyncs begun.
     pub resyncs: u64,
     /// Times that the host decided for itself.
@@ -310,6 +342,8 @@ pub struct World<'w, P, L> {
     free: Vec<u32>,
     /// The request that comes next.
     coming: Option<Request>,
+    /// Those that others have brought, by their time.
+    followers: BinaryHeap<Reverse<Follower>>,
     backlog: VecDeque<Request>,
     flights: Vec<Flight>,
     flights_free: Vec<u32>,
@@ -380,6 +414,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             jobs: vec![Job::default(); setup.tasks as usize],
             free: (0..setup.tasks).rev().collect(),
             coming: None,
+            followers: BinaryHeap::new(),
             backlog: VecDeque::new(),
             flights: Vec::new(),
             flights_free: Vec::new(),
@@ -423,9 +458,9 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         }
     }
 
-    /// The load.
-    pub fn load(&self) -> &L {
-        &self.load
+    /// What it has seen, and the load with what that has counted.
+    pub fn into_outcome(self) -> Ran<L> {
+        Ran { events: self.clock.events(), seen: self.seen, load: self.load }
     }
 
     /// Requests that wait for a task.
@@ -437,7 +472,9 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
     /// Whether every request has ended.
     #[must_use]
     pub fn drained(&self) -> bool {
-        self.free.len() == self.setup.tasks as usize && self.backlog.is_empty() && self.coming.is_none()
+        self.free.len() == self.setup.tasks as usize && self.backlog.is_empty()
+            && self.coming.is_none()
+            && self.followers.is_empty()
     }
 
     /// Says what should never be.
@@ -449,6 +486,11 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Arrival => self.arrival(),
+            Event::Follow => {
+                if let Some(Reverse(Follower(request))) = self.followers.pop() {
+                    self.admit(request);
+                }
+            }
             Event::Wake(task, stamp) => self.wake(task, stamp),
             Event::Land(flight) => self.land(flight, None),
             Event::LandWord(flight, word) => self.land(flight, Some(word)),
@@ -822,7 +864,6 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
 
     /// A read that nothing has prepared: sampled on its way, looked at when it is back.
     fn read_then(&mut self, cpu: u16, after_ns: u64, then: fn(u16, u32) -> Event) {
-        self.seen.uncached_reads += 1;
         let generation = self.cpus[usize::from(cpu)].generation;
         let costs = &self.setup.costs;
         let (transit_ns, read_ns) = (costs.transit_ns, costs.read_ns);
@@ -904,7 +945,10 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         } else {
             if let Some(request) = job.request.take() {
                 self.seen.finished += 1;
-                self.load.finished(&request, now_ns);
+                if let Some(next) = self.load.finished(&request, now_ns) {
+                    self.followers.push(Reverse(Follower(next)));
+                    self.clock.at(next.at_ns, Event::Follow);
+                }
             } else {
                 self.violated(format!("task {task} ends twice"));
             }
@@ -948,6 +992,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let at = usize::from(cpu);
         let after_run = self.cpus[at].pending.is_some();
         let prestages = self.setup.costs.prestages;
+        let cold = !self.cpus[at].cached && !self.host_decides;
         let next = if after_run && !prestages && !self.host_decides { None } else { self.take(cpu) };
         let write_ns = self.setup.costs.write_ns;
         match self.cpus[at].pending.take() {
@@ -976,6 +1021,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                 + costs.protocol_ns
                 + costs.write_ns;
             self.seen.hit_switch_ns += ns;
+            self.seen.hit_uncached_reads += u64::from(cold);
         }
         self.begin_or_idle(cpu, next);
     }
@@ -1025,6 +1071,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             match verdict.switch {
                 Some(switch) if verdict.cpu == cpu => {
                     next = switch.task;
+                    self.seen.tickless += u64::from(txn.flags.has(TxnFlags::TICKLESS));
                     if before != Some(txn.stamp) {
                         self.violated(format!(
                             "a txn for task {} is committed on stamp {}, and the task's is {before:?}",
@@ -1062,9 +1109,12 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         if waited_ns > self.setup.starved_ns {
             return self.violated(format!("task {task} has waited for {} ms", waited_ns / 1_000_000));
         }
-        let owner = self.jobs.iter().position(|job| job.on == Some(cpu) && job.request.is_some());
-        if self.setup.faults && owner.is_some_and(|owner| owner as u32 != task && owner as u32 != preempted) {
-            return self.violated(format!("CPU {cpu} is given to task {task}, and task {owner:?} has it"));
+        if self.setup.faults {
+            let has_it = |(_, job): &(u32, &Job)| job.on == Some(cpu) && job.request.is_some();
+            let owner = (0..).zip(&self.jobs).find(|entry| has_it(entry) && ![task, preempted].contains(&entry.0));
+            if let Some((owner, _)) = owner {
+                return self.violated(format!("CPU {cpu} is given to task {task}, and task {owner} has it"));
+            }
         }
         self.seen.committed += 1;
         self.progress += 1;

@@ -6,12 +6,14 @@
 use clap::Subcommand;
 
 pub mod boot;
+pub mod faults;
 pub mod fuzz_driver;
 pub mod kill;
 mod lives;
 pub mod path;
 pub mod queue;
 pub mod replace;
+mod sim;
 pub mod size;
 
 /// What can be measured.
@@ -21,6 +23,8 @@ pub enum Bench {
     Path(Output),
     /// Instructions from reset to the first decision.
     Boot(Output),
+    /// Worlds in which things go wrong, seed by seed, in virtual time.
+    Faults(faults::Options),
     /// The host driver's reading of everything that an IPU can write, fuzzed in user space.
     FuzzDriver(fuzz_driver::Options),
     /// Agents killed at random points under load.
@@ -29,6 +33,8 @@ pub enum Bench {
     Queue(Output),
     /// How long nobody decides while one agent takes over from another.
     Replace(replace::Options),
+    /// The simulator's events a second.
+    Sim(Output),
     /// Loaded size of the runtime with its agent.
     Size(Output),
 }
@@ -46,10 +52,12 @@ pub fn run(bench: Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Path(output) => path::run(output.json),
         Bench::Boot(output) => boot::run(output.json),
+        Bench::Faults(options) => faults::run(options),
         Bench::FuzzDriver(options) => fuzz_driver::run(options),
         Bench::Kill(options) => kill::run(options),
         Bench::Queue(output) => queue::run(output.json),
         Bench::Replace(options) => replace::run(options),
+        Bench::Sim(output) => sim::run(output.json),
         Bench::Size(output) => size::run(output.json),
     }
 }

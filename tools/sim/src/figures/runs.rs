@@ -1,0 +1,91 @@
+//! Worlds that figures ask for.
+
+use serde::Serialize;
+
+use crate::columns::Column;
+use crate::load::Poisson;
+use crate::parameters::Parameters;
+use crate::policy::{Chosen, Experiment};
+
+/// Threads that serve requests.
+const THREADS: u32 = 200;
+/// As many where some of them run for 10 ms.
+const THREADS_DISPERSIVE: u32 = 1000;
+/// Requests of a run with GETs alone.
+const FIFO_REQUESTS: u64 = 40_000;
+/// Of one with RANGE queries.
+const DISPERSIVE_REQUESTS: u64 = 40_000;
+/// More than any host here serves.
+const FIFO_OVERLOAD_HZ: f64 = 1.5e6;
+const DISPERSIVE_OVERLOAD_HZ: f64 = 4e5;
+
+/// Requests a second that FIFO serves when there are more than it can: 10 µs GETs.
+pub(super) fn fifo_hz(p: &Parameters, column: Column, cpus: u16, seed: u64) -> f64 {
+    let experiment = Experiment { policy: Chosen::Fifo, column, cpus, threads: THREADS, seed };
+    let load = Poisson::new(seed, FIFO_OVERLOAD_HZ, FIFO_REQUESTS, 5_000_000);
+    experiment.run(p, load, u64::MAX).load.throughput_hz()
+}
+
+/// Requests a second with 0.5 % of 10 ms among them.
+pub(super) fn dispersive_hz(p: &Parameters, policy: Chosen, column: Column, cpus: u16, seed: u64) -> f64 {
+    let experiment = Experiment { policy, column, cpus, threads: THREADS_DISPERSIVE, seed };
+    let mut load = Poisson::new(seed, DISPERSIVE_OVERLOAD_HZ, DISPERSIVE_REQUESTS, 0).dispersive();
+    if policy == Chosen::MqShinjuku {
+        load = load.classed();
+    }
+    experiment.run(p, load, u64::MAX).load.throughput_hz()
+}
+
+/// A switch to a task that was prestaged, in ns, and reads across the link that it waited for.
+pub(super) fn switch(p: &Parameters, column: Column, seed: u64) -> (f64, f64) {
+    let experiment = Experiment { policy: Chosen::Fifo, column, cpus: 4, threads: THREADS, seed };
+    let ran = experiment.run(p, Poisson::new(seed, FIFO_OVERLOAD_HZ, 5_000, 0), u64::MAX);
+    let hits = ran.seen.hits.max(1) as f64;
+    (ran.seen.hit_switch_ns as f64 / hits, ran.seen.hit_uncached_reads as f64 / hits)
+}
+
+/// A switch for which the agent is asked, on a host that asks it nothing else; in ns.
+pub(super) fn one_cpu_switch_ns(p: &Parameters, column: Column, seed: u64) -> f64 {
+    let experiment = Experiment { policy: Chosen::Fifo, column, cpus: 1, threads: 4, seed };
+    let ran = experiment.run(p, Poisson::new(seed, 60_000.0, 2_000, 0), u64::MAX);
+    ran.seen.switch_ns as f64 / ran.seen.switches.max(1) as f64
+}
+
+/// One point of a curve.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Point {
+    /// Requests a second that were offered.
+    pub offered_hz: f64,
+    /// Requests a second that ended.
+    pub served_hz: f64,
+    /// 99th percentile of a GET's latency, in µs.
+    pub p99_us: f64,
+}
+
+/// Latency over load, up to `most_hz`, in `points` steps.
+#[must_use]
+pub fn curve(
+    p: &Parameters,
+    policy: Chosen,
+    column: Column,
+    cpus: u16,
+    most_hz: f64,
+    points: u32,
+    seed: u64,
+) -> Vec<Point> {
+    let dispersive = policy != Chosen::Fifo;
+    let threads = if dispersive { THREADS_DISPERSIVE } else { THREADS };
+    let experiment = Experiment { policy, column, cpus, threads, seed };
+    (1..=points)
+        .map(|step| {
+            let offered_hz = most_hz * f64::from(step) / f64::from(points);
+            let mut load = Poisson::new(seed, offered_hz, 20_000, 0);
+            if dispersive {
+                load = load.dispersive();
+            }
+            let ran = experiment.run(p, load, u64::MAX);
+            let p99_us = ran.load.short.quantile_ns(0.99) as f64 / 1e3;
+            Point { offered_hz, served_hz: ran.load.throughput_hz(), p99_us }
+        })
+        .collect()
+}
