@@ -82,6 +82,13 @@ pub enum Command {
         /// The file that says what it is to do
         order: PathBuf,
     },
+    /// Run the same agents in virtual time: the papers' figures, a workload, or a search for faults
+    ///
+    /// Without more it runs the papers' figures, each published point beside the model's and Neap's. With
+    /// --workload or --rate it runs a load under --policy; with --faults it lets things go wrong, seed by
+    /// seed, and says in which seed something is lost. All of it is modelled, none of it measured.
+    #[command(verbatim_doc_comment)]
+    Sim(SimOptions),
     /// Measure what this machine's own IPU costs it
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -100,6 +107,51 @@ pub enum Command {
         /// As the worker host's
         order: AgentOrder,
     },
+}
+
+/// What to simulate.
+#[derive(Clone, Debug, Args)]
+pub struct SimOptions {
+    /// Which figure: table3, ablation, fig4a, fig4b, fig6, link or all
+    #[arg(long, default_value = "all", value_name = "NAME")]
+    pub figure: String,
+    /// Where all that is random comes from; of a search, the first seed
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// One JSON object instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Write a page with the figures drawn
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// The policy that decides over a load of one's own: fifo, fifo-per-core, shinjuku, mq-shinjuku or vm
+    #[arg(long, default_value = "fifo", value_name = "NAME")]
+    pub policy: String,
+    /// Run the tasks of this file, in rt-app's JSON
+    #[arg(long, value_name = "FILE", conflicts_with = "rate")]
+    pub workload: Option<PathBuf>,
+    /// Run GETs of 10 us, so many a second
+    #[arg(long, value_name = "HZ", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// With --rate: how many
+    #[arg(long, default_value_t = 50_000, value_parser = RangedU64ValueParser::<u64>::new().range(1..=100_000_000))]
+    pub requests: u64,
+    /// With --rate: 0.5 % of them RANGE queries of 10 ms
+    #[arg(long, requires = "rate")]
+    pub dispersive: bool,
+    /// Host CPUs under a load of one's own
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub cpus: u16,
+    /// Let things go wrong, in so many seeds
+    #[arg(long, value_name = "SEEDS", conflicts_with_all = ["workload", "rate"], value_parser = RangedU64ValueParser::<u64>::new().range(1..=100_000_000))]
+    pub faults: Option<u64>,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate >= 1.0 && rate <= 1e9 => Ok(rate),
+        _ => Err("a number of requests a second, from 1 to 1e9, was wanted".to_owned()),
+    }
 }
 
 /// What to do with agents.

@@ -21,6 +21,7 @@ mod report;
 mod run;
 #[cfg(feature = "linux")]
 mod scx;
+mod sim;
 mod worker;
 
 use std::io::{self, Write};
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Log { follow } => inspect::log(follow).map(|()| 0),
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
         Command::Status { json, device } => inspect::status(json, device.as_deref()).map(|()| 0),
+        Command::Sim(options) => sim::run(&options),
         Command::Bench(BenchCommand::Link(options)) => bench::link(&options).map(|()| 0),
         Command::Check(CheckCommand::Types { device }) => check::types(device.as_deref()).map(|()| 0),
         Command::Check(CheckCommand::Uapi { device }) => check::uapi(device.as_deref()).map(|()| 0),

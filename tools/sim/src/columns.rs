@@ -19,6 +19,11 @@ pub struct Costs {
     pub write_ns: u64,
     /// What an agent spends on a message before it decides.
     pub message_ns: u64,
+    /// What it spends on a line that says no more than a verdict. In Tide and ghOSt that is no message but a word of the
+    /// transaction, which the agent looks at.
+    pub outcome_ns: u64,
+    /// What it reads uncached of a switch, besides.
+    pub uncached_ns: u64,
     /// What it spends on a decision, without its doorbell.
     pub open_ns: u64,
     /// What it spends on a doorbell.
@@ -101,6 +106,8 @@ impl Column {
             transit_ns: p.ns("posted_transit"),
             write_ns: p.ns("mmio_write"),
             message_ns: p.ns("tide_agent_message"),
+            outcome_ns: p.ns("neap_agent_poll"),
+            uncached_ns: 0,
             open_ns: p.ns("tide_open_and_send") - p.ns("msix_send_ioctl"),
             send_ns: p.ns("msix_send_ioctl"),
             ring_transit_ns: p.ns("msix_transit"),
@@ -128,7 +135,7 @@ impl Column {
                     return wb;
                 }
                 Costs {
-                    message_ns: wb.message_ns + p.ns("tide_agent_message_uncached"),
+                    uncached_ns: p.ns("tide_agent_message_uncached"),
                     open_ns: p.ns("tide_open_and_send_uncached") - p.ns("msix_send_ioctl"),
                     ..wb
                 }
@@ -137,12 +144,13 @@ impl Column {
                 let line = p.ns("coherent_line");
                 let send_ns = p.ns("ghost_open_and_send") / 2;
                 let ghost = Costs {
-                    protocol_ns: line,
+                    protocol_ns: 2 * line,
                     read_ns: line,
                     transit_ns: line,
                     write_ns: 0,
                     // A request is two messages and a decision.
-                    message_ns: 490,
+                    message_ns: p.ns("tide_agent_message"),
+                    outcome_ns: line,
                     open_ns: p.ns("ghost_open_and_send") - send_ns,
                     send_ns,
                     ring_transit_ns: p.ns("ghost_interrupt") / 2,
@@ -150,7 +158,7 @@ impl Column {
                     ..tide
                 };
                 if self == Self::GhostUnstaged {
-                    return Costs { prestages: false, ..ghost };
+                    return Costs { prestages: false, protocol_ns: line, ..ghost };
                 }
                 let open_ns = p.ns("ghost_open_and_send") - send_ns;
                 Costs { message_ns: (p.ns("ghost_agent_request") - open_ns) / 2, ..ghost }

@@ -57,7 +57,8 @@ impl Parameters {
     /// # Errors
     /// No TOML; a number that can't be a time; more than three that are fitted.
     pub fn parse(text: &str) -> Result<Self> {
-        let all: BTreeMap<String, Parameter> = toml::from_str(text).context("parameters that can't be read")?;
+        let all: BTreeMap<String, Parameter> =
+            toml::from_str(text).context("parameters that can't be read")?;
         for (name, parameter) in &all {
             ensure!(
                 parameter.value.is_finite() && parameter.value >= 0.0,

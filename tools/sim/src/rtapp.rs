@@ -17,8 +17,18 @@ use crate::world::{Load, Request};
 pub const THREADS_MAX: usize = 1024;
 /// Keys that say nothing about how much a task runs or when.
 const PASSED_OVER: [&str; 12] = [
-    "policy", "priority", "nice", "cpus", "nodes_membind", "taskgroup", "util_min", "util_max", "dl-runtime",
-    "dl-period", "dl-deadline", "name",
+    "policy",
+    "priority",
+    "nice",
+    "cpus",
+    "nodes_membind",
+    "taskgroup",
+    "util_min",
+    "util_max",
+    "dl-runtime",
+    "dl-period",
+    "dl-deadline",
+    "name",
 ];
 
 /// JSON whose members keep their order, which `run` and `sleep` need.
@@ -174,7 +184,9 @@ impl Workload {
             match (key.as_str(), node) {
                 ("tasks", Node::Members(tasks)) => {
                     for (name, task) in tasks {
-                        let Node::Members(members) = task else { bail!("tasks.{name}: an object was wanted") };
+                        let Node::Members(members) = task else {
+                            bail!("tasks.{name}: an object was wanted")
+                        };
                         task_of(name, members, &mut threads)?;
                     }
                 }
@@ -197,8 +209,13 @@ impl Workload {
         if let (Some(thread), None) = (endless, duration_ns) {
             bail!("{} loops for ever, and global.duration does not say for how long", thread.name);
         }
-        let mut this =
-            Self { threads, duration_ns, coming: Vec::new(), latency: Histogram::default(), ended: Default::default() };
+        let mut this = Self {
+            threads,
+            duration_ns,
+            coming: Vec::new(),
+            latency: Histogram::default(),
+            ended: Default::default(),
+        };
         for thread in 0..this.threads.len() {
             let from_ns = this.threads[thread].delay_ns;
             this.threads[thread].timer_ns = from_ns;
@@ -269,9 +286,12 @@ fn task_of(name: &str, members: &[(String, Node)], threads: &mut Vec<Thread>) ->
     ensure!(all.iter().any(|act| matches!(act, Act::Run(ns) if *ns > 0)), "{what} never runs");
     let rounds = match find("loop").map_or(Ok(-1), |node| whole(&format!("{what}.loop"), node))? {
         -1 => None,
-        rounds => Some(u64::try_from(rounds).ok().filter(|&n| n > 0).with_context(|| {
-            format!("{what}.loop: a number from 1 on, or -1 for ever, was wanted")
-        })?),
+        rounds => Some(
+            u64::try_from(rounds)
+                .ok()
+                .filter(|&n| n > 0)
+                .with_context(|| format!("{what}.loop: a number from 1 on, or -1 for ever, was wanted"))?,
+        ),
     };
     let instances = find("instance").map_or(Ok(1), |node| whole(&format!("{what}.instance"), node))?;
     ensure!((0..=THREADS_MAX as i64).contains(&instances), "{what}.instance: 0 to {THREADS_MAX} were wanted");
@@ -326,7 +346,10 @@ mod tests {
         for (text, says) in [
             ("[", "no JSON"),
             ("{}", "there are no tasks"),
-            (r#"{"tasks":{"a":{"lock":"m","run":1}},"global":{"duration":1}}"#, "tasks.a.lock is not understood"),
+            (
+                r#"{"tasks":{"a":{"lock":"m","run":1}},"global":{"duration":1}}"#,
+                "tasks.a.lock is not understood",
+            ),
             (r#"{"tasks":{"a":{"run":1}}}"#, "a loops for ever"),
             (r#"{"tasks":{"a":{"sleep":1,"loop":1}}}"#, "tasks.a never runs"),
             (r#"{"tasks":{"a":{"run":"x","loop":1}}}"#, "tasks.a.run: a number"),

@@ -16,6 +16,7 @@ use neap_agent::{Agent, AgentError, Bindings, Clock as AgentClock, Decide, Doorb
 use neap_host::mechanism::{AgentStanding, Mechanism, TaskState};
 use neap_host::ownership::Owners;
 use neap_host::wire::Wire;
+use neap_mechanism::watch::{Beat, Blame, Watchdog};
 use neap_queue::Line;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -176,7 +177,10 @@ enum Doing {
     /// Between two tasks, or between idleness and a task.
     Switching,
     /// Runs a task, since a time.
-    Running { task: u32, since_ns: u64 },
+    Running {
+        task: u32,
+        since_ns: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -258,16 +262,18 @@ pub struct Seen {
     pub preemptions: u64,
     /// Verdicts by kind.
     pub refused: u64,
-    /// Switches, and the sum of their times in ns.
-    pub switches: u64,
-    /// Sum of switch times, in ns.
-    pub switch_ns: u64,
+    /// Times of switches, from one task's end to the next one's start, in ns.
+    pub switches_ns: Vec<u32>,
     /// Of them, the times of those that found a prestaged decision.
     pub hit_switch_ns: u64,
     /// Reads across the link that such a switch waited for.
     pub hit_uncached_reads: u64,
     /// Decisions that let a CPU's tick stop.
     pub tickless: u64,
+    /// Messages that the agent took.
+    pub messages: u64,
+    /// Decisions that it made.
+    pub decisions: u64,
     /// Resyncs begun.
     pub resyncs: u64,
     /// Times that the host decided for itself.
@@ -349,6 +355,8 @@ pub struct World<'w, P, L> {
     flights_free: Vec<u32>,
     /// Moves when all that is on the link is lost.
     epoch: u32,
+    /// Kinds of the lines that the agent has not taken, in order: what they cost it.
+    told: VecDeque<MessageKind>,
     agent_due: bool,
     agent_busy_ns: u64,
     agents: u32,
@@ -360,9 +368,7 @@ pub struct World<'w, P, L> {
     outbox: VecDeque<Message>,
     resync_due: bool,
     resyncs_asked: u32,
-    /// When the agent last did something that counts.
-    progress_ns: u64,
-    progress: u64,
+    watchdog: Watchdog,
     /// A resync's last line has been sent but not its agent's answer seen.
     resync_since_ns: Option<u64>,
     beats_on: bool,
@@ -419,6 +425,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             flights: Vec::new(),
             flights_free: Vec::new(),
             epoch: 0,
+            told: VecDeque::new(),
             agent_due: false,
             agent_busy_ns: 0,
             agents: 0,
@@ -429,8 +436,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             outbox: VecDeque::new(),
             resync_due: false,
             resyncs_asked: 0,
-            progress_ns: 0,
-            progress: 0,
+            watchdog: Watchdog::new(WATCHDOG),
             resync_since_ns: None,
             beats_on: setup.faults,
             anew: false,
@@ -472,7 +478,8 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
     /// Whether every request has ended.
     #[must_use]
     pub fn drained(&self) -> bool {
-        self.free.len() == self.setup.tasks as usize && self.backlog.is_empty()
+        self.free.len() == self.setup.tasks as usize
+            && self.backlog.is_empty()
             && self.coming.is_none()
             && self.followers.is_empty()
     }
@@ -647,6 +654,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
 
     fn send(&mut self, message: Message, write_ns: u64) -> bool {
         let Ok(number) = self.wire.send(message) else { return false };
+        self.told.push_back(message.kind);
         let lines = self.memory.host.messages.len() as u32;
         let line = number & (lines - 1);
         let words = self.memory.host.messages[line as usize].words();
@@ -725,13 +733,15 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         } else if self.agents > 0 {
             // Another session: lines of an earlier one must prove nothing in this.
             self.epoch += 1;
+            self.told.clear();
             for lines in [&self.memory.card, &self.memory.host] {
                 lines.messages.iter().chain(&lines.slots).for_each(Line::clear);
             }
             self.memory.card.control.clear();
             self.cpus.iter_mut().for_each(|cpu| cpu.cached = false);
-            self.wire = Wire::new(&self.memory.host.messages, &self.memory.host.slots, &self.memory.card.control)
-                .expect("it was a ring before");
+            self.wire =
+                Wire::new(&self.memory.host.messages, &self.memory.host.slots, &self.memory.card.control)
+                    .expect("it was a ring before");
             self.resyncs_asked = 0;
         }
         self.anew = false;
@@ -762,7 +772,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let policy = (self.make)();
         self.home = Some(Home { agent, policy, begun: false, number, hangs: false });
         self.host_decides = false;
-        self.progress_ns = self.clock.now_ns();
+        self.watchdog.reset();
         self.outbox.clear();
         self.resync_due = true;
         self.pump();
@@ -774,36 +784,52 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             return;
         }
         self.agent_due = true;
-        let at_ns = self.clock.now_ns().max(self.agent_busy_ns) + self.setup.costs.message_ns;
-        self.clock.at(at_ns, Event::Agent(home.number));
+        let number = home.number;
+        let at_ns = self.clock.now_ns().max(self.agent_busy_ns) + self.message_ns();
+        self.clock.at(at_ns, Event::Agent(number));
+    }
+
+    /// What the next message costs the agent.
+    fn message_ns(&self) -> u64 {
+        let costs = &self.setup.costs;
+        match self.told.front() {
+            Some(MessageKind::TxnOutcome) => costs.outcome_ns,
+            Some(MessageKind::TaskDead | MessageKind::TaskBlocked) => costs.message_ns + costs.uncached_ns,
+            _ => costs.message_ns,
+        }
     }
 
     fn agent(&mut self, number: u32) {
         self.agent_due = false;
         let now_ns = self.clock.now_ns();
-        let Some(home) = self.home.as_mut().filter(|home| home.number == number && !home.hangs) else { return };
+        let Some(home) = self.home.as_mut().filter(|home| home.number == number && !home.hangs) else {
+            return;
+        };
         let mut deciding = Deciding { inner: &mut home.agent, made: 0, digest: &mut self.seen.trace_hash };
         let mut waits = false;
         match deciding.inner.poll_message() {
             Ok(Some(message)) => {
+                self.told.pop_front();
                 if message.kind == MessageKind::ResyncBegin {
                     home.begun = true;
                 }
                 if message.kind == MessageKind::ResyncEnd {
                     self.resync_since_ns = None;
                 }
+                self.seen.messages += 1;
                 // What was meant for nobody is passed over, as the libOS's loop does.
                 if home.begun {
                     home.policy.message(&message, &mut deciding);
                 }
             }
             Ok(None) => deciding.inner.report(AgentState::Running, false),
-            Err(_) => {}
+            Err(_) => drop(self.told.pop_front()),
         }
         if P::TIMED && home.begun {
             waits = home.policy.time(now_ns, &mut deciding);
         }
         let made = deciding.made;
+        self.seen.decisions += u64::from(made);
         let costs = self.setup.costs;
         let mut busy_ns = now_ns + u64::from(made) * costs.open_ns;
         let rung: Vec<u16> = std::mem::take(&mut *self.memory.rung.borrow_mut());
@@ -815,7 +841,8 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let home = self.home.as_mut().expect("it was there above");
         if home.agent.has_message() {
             self.agent_due = true;
-            self.clock.at(busy_ns + self.setup.costs.message_ns, Event::Agent(number));
+            let message_ns = self.message_ns();
+            self.clock.at(busy_ns + message_ns, Event::Agent(number));
         } else if waits {
             self.agent_due = true;
             self.clock.at(busy_ns + POLL_NS, Event::Agent(number));
@@ -938,9 +965,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let kind = if job.blocks_left > 0 {
             job.blocks_left -= 1;
             job.left_ns = job.request.map_or(0, |request| request.run_ns);
-            let (stamp, wait_ns) = (job.true_stamp, self.rng.random_range(1_000..100_000));
             self.mechanism.change(task, TaskState::Blocked);
-            self.clock.after(wait_ns, Event::Wake(task, stamp));
             MessageKind::TaskBlocked
         } else {
             if let Some(request) = job.request.take() {
@@ -956,9 +981,6 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             MessageKind::TaskDead
         };
         let message = self.mechanism.message(kind, cpu, task, TaskFlags::WAS_ON_CPU);
-        if kind == MessageKind::TaskDead {
-            self.free.push(task);
-        }
         let entry = &mut self.cpus[at];
         entry.pending = Some(message);
         entry.doing = Doing::Switching;
@@ -976,7 +998,6 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             // Its slot is looked at when the agent rings: nothing is there before.
             self.clock.after(costs.before_ns, Event::Decide(cpu, generation));
         }
-        self.next_from_backlog();
     }
 
     fn next_from_backlog(&mut self) {
@@ -1006,6 +1027,17 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                 }
                 let cpu_stamp = self.mechanism.cpu(cpu).map_or(0, |cpu| cpu.stamp);
                 self.emit(Message { flags, cpu_stamp, ..message }, write_ns);
+                if message.kind == MessageKind::TaskBlocked {
+                    // A task that is still on its way out is woken when it is out.
+                    let (task, wait_ns) = (message.task, self.rng.random_range(1_000..100_000));
+                    let stamp = self.jobs[task as usize].true_stamp;
+                    self.clock.after(wait_ns, Event::Wake(task, stamp));
+                }
+                if message.kind == MessageKind::TaskDead {
+                    // Its number is another's only after the agent has been told that it is gone.
+                    self.free.push(message.task);
+                    self.next_from_backlog();
+                }
             }
             None => {
                 if let Some(task) = next {
@@ -1111,14 +1143,13 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         }
         if self.setup.faults {
             let has_it = |(_, job): &(u32, &Job)| job.on == Some(cpu) && job.request.is_some();
-            let owner = (0..).zip(&self.jobs).find(|entry| has_it(entry) && ![task, preempted].contains(&entry.0));
+            let owner =
+                (0..).zip(&self.jobs).find(|entry| has_it(entry) && ![task, preempted].contains(&entry.0));
             if let Some((owner, _)) = owner {
                 return self.violated(format!("CPU {cpu} is given to task {task}, and task {owner} has it"));
             }
         }
         self.seen.committed += 1;
-        self.progress += 1;
-        self.progress_ns = now_ns;
     }
 
     /// The task that a CPU was given begins to run.
@@ -1127,8 +1158,8 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let task = self.cpu_task(cpu);
         let now_ns = self.clock.now_ns();
         if self.cpus[at].switch_since_ns > 0 {
-            self.seen.switches += 1;
-            self.seen.switch_ns += now_ns - self.cpus[at].switch_since_ns;
+            let ns = now_ns - self.cpus[at].switch_since_ns;
+            self.seen.switches_ns.push(u32::try_from(ns).unwrap_or(u32::MAX));
             self.cpus[at].switch_since_ns = 0;
         }
         if task == TASK_NONE {
@@ -1186,14 +1217,35 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                 self.outbox.clear();
             }
             self.pump();
-            let owes = self.cpus.iter().zip(0..).any(|(entry, cpu)| {
-                entry.doing == Doing::Idle && self.mechanism.first_runnable_on(cpu).is_some()
-            });
-            if !owes {
-                self.progress_ns = now_ns;
+            let (mut owes, mut lies) = (false, false);
+            for (cpu, entry) in (0..).zip(&self.cpus) {
+                if entry.doing == Doing::Idle {
+                    let at = usize::from(cpu);
+                    let (card, host) = (&self.memory.card.slots[at], &self.memory.host.slots[at]);
+                    if self.wire.has_untaken(cpu) || card.words() != host.words() {
+                        lies = true;
+                    } else {
+                        owes |= self.mechanism.first_runnable_on(cpu).is_some();
+                    }
+                }
             }
-            if now_ns - self.progress_ns > WATCHDOG.as_nanos() as u64 {
-                self.agent_ends();
+            let telling = self.resync_due || !self.outbox.is_empty() || self.resync_since_ns.is_some();
+            let beat = Beat {
+                gap: Duration::from_nanos(BEAT_NS),
+                stalled: Duration::ZERO,
+                owes,
+                lies,
+                decisions: self.seen.committed,
+                resync: telling.then(|| self.wire.taken()),
+            };
+            match self.watchdog.beat(beat) {
+                None => {}
+                Some(Blame::Agent) => self.agent_ends(),
+                Some(Blame::Host) => {
+                    for cpu in 0..self.setup.cpus {
+                        self.clock.after(1, Event::Ring(cpu));
+                    }
+                }
             }
         }
         if let Some(since_ns) = self.resync_since_ns
