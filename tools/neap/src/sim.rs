@@ -83,7 +83,7 @@ fn bar(length: u64) -> ProgressBar {
 
 fn table(report: &Report) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header(["figure", "row", "unit", "paper", "ours", "difference", "Neap", ""]);
     for row in &report.rows {
         let number = |value: f64| if value < 1_000.0 { format!("{value:.1}") } else { format!("{value:.0}") };

@@ -57,7 +57,7 @@ pub fn run(options: Options) -> Result<()> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
+        table.load_style(presets::NOTHING);
         let found = &report.found;
         for (name, value) in [
             ("seeds", found.seeds),

@@ -92,7 +92,7 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 18] = [
+const STAGES: [Stage; 19] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
@@ -103,6 +103,11 @@ const STAGES: [Stage; 18] = [
     },
     Stage { name: "miri", about: "the wire and the ring without undefined behaviour", run: stages::miri },
     Stage { name: "fuzz", about: "all that an IPU can write, read by the host driver", run: stages::fuzz },
+    Stage {
+        name: "faults",
+        about: "agents and hosts in virtual time, where things go wrong; and that a careless ring is found out",
+        run: stages::faults,
+    },
     Stage { name: "nostd", about: "no std in what the card runs", run: stages::nostd },
     Stage {
         name: "image",

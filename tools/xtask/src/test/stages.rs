@@ -146,6 +146,22 @@ pub(super) fn loom() -> Result<Verdict> {
     tests("exploring interleavings (loom)", &mut command, CARGO)
 }
 
+/// 2000 seeds; then the same search over a ring whose reader is careless, which has to find that.
+pub(super) fn faults() -> Result<Verdict> {
+    bench::faults::run(bench::faults::Options {
+        seeds: 2_000,
+        first: 0,
+        seed: None,
+        output: bench::Output { json: false },
+    })?;
+    let mut command = in_checkout(&["test", "-p", "neap-sim", "--release", "--lib", "careless"]);
+    // As with loom.
+    command.env("RUSTFLAGS", "--cfg careless").env("CARGO_TARGET_DIR", paths::target_dir().join("careless"));
+    let mut verdict = tests("looking for a careless ring", &mut command, CARGO)?;
+    verdict.pass();
+    Ok(verdict)
+}
+
 /// Crates with unsafe code that runs on the host. The mechanism forbids it, and takes Miri minutes.
 pub(super) fn miri() -> Result<Verdict> {
     let miri = match setup::miri() {
