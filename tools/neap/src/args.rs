@@ -147,13 +147,6 @@ pub struct SimOptions {
     pub faults: Option<u64>,
 }
 
-fn rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate >= 1.0 && rate <= 1e9 => Ok(rate),
-        _ => Err("a number of requests a second, from 1 to 1e9, was wanted".to_owned()),
-    }
-}
-
 /// What to do with agents.
 #[derive(Clone, Debug, Subcommand)]
 pub enum AgentCommand {

@@ -1,31 +1,13 @@
 //! Child processes that end with us, however we end.
 
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
-
-/// Starts `command` so that the kernel ends it when we are gone, and so that a Ctrl-C on the terminal reaches us and
-/// not it: we end it when our report is safe.
-///
-/// To be called from the main thread: the kernel watches the thread that forks.
-pub fn start(mut command: Command) -> Result<Child> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let parent = getpid();
-    command.process_group(0);
-    // SAFETY: between fork and exec only two system calls are made, which neither allocate nor lock.
-    unsafe {
-        command.pre_exec(move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
-            // Had the parent died before that call, nobody would tell us.
-            if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
-        });
-    }
-    command.spawn().with_context(|| format!("{name} can't be started"))
-}
+use anyhow::Result;
+use rustix::process::{Pid, Signal, kill_process};
+use xtask::process;
 
 /// A child that is ended when this is dropped.
 #[derive(Debug)]
@@ -35,9 +17,9 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Starts `command` as [`start`] does.
-    pub fn start(command: Command) -> Result<Self> {
-        Ok(Self { child: start(command)?, ended: None })
+    /// Starts `command` as [`process::start`] does.
+    pub fn start(mut command: Command) -> Result<Self> {
+        Ok(Self { child: process::start(&mut command)?, ended: None })
     }
 
     /// The child, for its pipes.

@@ -327,7 +327,7 @@ mod tests {
     #[cfg(careless)]
     #[test]
     fn a_careless_ring_is_found_out_and_found_again() {
-        let found = search(0, 2_000, 2, &|_| {});
+        let found = search(0, 1_000, 2, &|_| {});
         let failing = found.failing.first().expect("no seed finds a torn line");
         println!("{failing:?}");
         let (a, b) = (Script::of(failing.seed).run(), Script::of(failing.seed).run());

@@ -80,7 +80,7 @@ impl Ipu {
             command.args(["-plugin", &plugin]);
         }
         command.stdin(Stdio::null()).stderr(console.try_clone()?).stdout(console);
-        let qemu = Qemu(command.spawn().context("QEMU does not start")?);
+        let qemu = Qemu(process::start(&mut command)?);
         Ok(Self { qemu, _server: server, windows, directory })
     }
 

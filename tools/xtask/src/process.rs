@@ -1,13 +1,14 @@
 //! Running other programs: captured, watched and bounded in time.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 
 /// How long a program may take.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +98,25 @@ impl Finished {
         let all: Vec<&str> = self.all.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
+}
+
+/// Starts `command` so that the kernel ends it when we are gone, and so that a Ctrl-C on the terminal reaches us and
+/// not it: we end it when our report is safe.
+///
+/// To be called from the main thread: the kernel watches the thread that forks.
+pub fn start(command: &mut Command) -> Result<Child> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let parent = getpid();
+    command.process_group(0);
+    // SAFETY: between fork and exec only two system calls are made, which neither allocate nor lock.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            // Had the parent died before that call, nobody would tell us.
+            if getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
+    command.spawn().with_context(|| format!("{name} can't be started"))
 }
 
 /// Runs `command` with stdin closed and both streams captured, until it ends or `limits` are over.

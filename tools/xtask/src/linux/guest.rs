@@ -126,7 +126,7 @@ impl Guest {
         let remarks = OsFile::create(directory.path().join("qemu"))?;
         let mut command = command(qemu, image, base, boot, directory.path())?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks);
-        let mut child = command.spawn().context("the root's QEMU does not start")?;
+        let mut child = process::start(&mut command)?;
         let (sender, reports) = mpsc::channel();
         let lines = BufReader::new(child.stdout.take().context("QEMU has no stdout")?);
         thread::spawn(move || forward(lines, &sender));

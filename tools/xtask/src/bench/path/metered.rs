@@ -235,7 +235,7 @@ impl Qemu {
     fn start(command: &mut Command, console: &Path) -> Result<Self> {
         let console = File::create(console)?;
         command.stdin(Stdio::null()).stderr(console.try_clone()?).stdout(console);
-        Ok(Self(RefCell::new(command.spawn().context("starting QEMU")?)))
+        Ok(Self(RefCell::new(process::start(command)?)))
     }
 
     fn check(&self) -> Result<()> {
