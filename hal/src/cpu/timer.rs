@@ -36,7 +36,6 @@ impl Scale {
     }
 
     /// Nanoseconds in `ticks`, rounded down.
-    #[inline(always)]
     pub const fn ns(self, ticks: u64) -> u64 {
         ((ticks as u128 * self.ns_per_tick as u128) >> 32) as u64
     }

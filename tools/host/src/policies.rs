@@ -8,6 +8,9 @@ use neap_queue::Line;
 /// Their names.
 pub const POLICIES: [&str; 5] = ["fifo", "fifo-per-core", "shinjuku", "mq-shinjuku", "vm"];
 
+/// The one whose agent the firmware brings with it. The others' are loaded: its image has no room for them.
+pub const BUNDLED: &str = "fifo";
+
 /// Their numbers, in the same order.
 pub const NUMBERS: [u32; POLICIES.len()] = [
     neap_agent_fifo::POLICY,

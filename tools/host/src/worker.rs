@@ -91,6 +91,8 @@ pub struct EnclaveConfig {
     pub cpus: Vec<u16>,
     /// Its policy.
     pub policy: String,
+    /// The policy to attach for: `policy` itself, unless the IPU has no agent for that before one is loaded.
+    pub first_policy: String,
     /// Whose time the policy is told.
     pub clock: Clock,
     /// Vectors of each peer on its link.
@@ -117,6 +119,7 @@ impl EnclaveConfig {
             socket: socket.to_owned(),
             cpus: cpus.into_iter().collect(),
             policy: "fifo".to_owned(),
+            first_policy: "fifo".to_owned(),
             clock: Clock::Own,
             vectors,
             session,
@@ -192,6 +195,7 @@ pub fn host<W: Work>(
     let Attachment { cpus, session, policy, clock, version, timeout } = &config.attachment;
     let enclave = EnclaveConfig {
         policy: policy.clone(),
+        first_policy: policy.clone(),
         clock: *clock,
         version: *version,
         timeout: *timeout,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use neap_abi::CPUS_MAX;
+use neap_host::policies::BUNDLED;
 
 use crate::enclaves::{self, EnclaveAsked};
 use crate::report::{HostKind, LoadKind, Parameters};
@@ -350,6 +351,12 @@ impl RunOptions {
             );
             return Ok(());
         }
+        anyhow::ensure!(
+            self.policy == BUNDLED,
+            "--host linux has the driver attach for the policy that the firmware brings, which is {BUNDLED}; have \
+             another take over with `neap agent replace {}`",
+            self.policy
+        );
         anyhow::ensure!(
             self.load != Some(LoadKind::Dispersive),
             "--load dispersive is of the worker host: leave --host linux out"

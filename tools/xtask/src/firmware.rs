@@ -25,7 +25,7 @@ pub const PROFILE: &str = "firmware";
 /// Which image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The runtime with the agents that are shipped: what `neap run` boots.
+    /// The runtime with the FIFO agent: what `neap run` boots.
     Runtime,
     /// One program of `qemu-tests`, by its name (`s00_boot`).
     Test(String),
@@ -94,8 +94,10 @@ pub fn build_tests() -> Result<BTreeMap<String, FirmwareImage>> {
     programs.into_iter().map(|(name, elf)| Ok((name, FirmwareImage::open(&elf)?))).collect()
 }
 
-/// The agents that are shipped, one a policy, by name. The firmware brings all of them with it.
+/// The agents that are shipped, one a policy, by name.
 pub const AGENTS: [&str; 5] = neap_host::policies::POLICIES;
+/// Those that the firmware brings with it. The others are loaded: an image of 128 KiB has room for one.
+const BUNDLED: [&str; 1] = [neap_host::policies::BUNDLED];
 
 /// A built agent: its ELF and its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,7 +147,7 @@ fn pack(elf: &Path, name: &str) -> Result<PathBuf> {
 /// Builds the bundle of agents and returns its file.
 fn bundle() -> Result<PathBuf> {
     let mut bundle = Vec::new();
-    for name in AGENTS {
+    for name in BUNDLED {
         let image = agent_image(name)?;
         let image = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
         // As the runtime's `bundle` reads it.

@@ -34,7 +34,8 @@ pub struct Sleep {
     /// Empty polls before it sleeps; 0: it never does.
     polls: u32,
     sleep_ns: u32,
-    counter: Counter,
+    /// Made when the time is asked for first: many agents never do.
+    counter: Option<Counter>,
 }
 
 impl Idle for Sleep {
@@ -49,7 +50,19 @@ impl Idle for Sleep {
 
     #[inline(always)]
     fn now_ns(&mut self) -> u64 {
-        self.counter.now_ns()
+        match self.counter {
+            Some(counter) => counter.now_ns(),
+            None => self.first_ns(),
+        }
+    }
+}
+
+impl Sleep {
+    #[cold]
+    fn first_ns(&mut self) -> u64 {
+        // The runtime keeps its own time by this counter: where that told none, no agent would run.
+        self.counter = Counter::new().ok();
+        self.counter.map_or(0, |counter| counter.now_ns())
     }
 }
 
@@ -120,8 +133,6 @@ fn given() -> Option<Given> {
     // SAFETY: the runtime maps the enclave's doorbell page there as registers, and this is called once.
     let doorbells = DoorbellPage::new(unsafe { UniqueMmioPointer::new(registers) });
     let bell = doorbells.doorbells(grant.host_peer, 0, grant.slots).ok()?;
-    // The runtime's own clock is the same one: where it tells no time, no agent starts.
-    let counter = Counter::new().ok()?;
     Some(Given {
         bindings: Bindings {
             slots: lines(space::SLOTS, grant.slots.into()),
@@ -138,7 +149,7 @@ fn given() -> Option<Given> {
             clock: grant.clock,
         },
         messages: lines(space::MESSAGES, grant.message_lines as usize),
-        idle: Sleep { polls: grant.idle_polls, sleep_ns: grant.sleep_ns, counter },
+        idle: Sleep { polls: grant.idle_polls, sleep_ns: grant.sleep_ns, counter: None },
         grant,
     })
 }

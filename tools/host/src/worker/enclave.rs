@@ -466,5 +466,5 @@ pub(super) fn attachment(
 ) -> Attachment {
     // Any of the host's CPUs may come to be the enclave's.
     let (cpus, version) = (owners.cpus(), config.version);
-    Attachment { cpus, session, policy: config.policy.clone(), clock: config.clock, version, timeout }
+    Attachment { cpus, session, policy: config.first_policy.clone(), clock: config.clock, version, timeout }
 }

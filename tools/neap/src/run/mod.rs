@@ -13,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use neap_host::policies::BUNDLED;
 use serde::{Deserialize, Serialize};
 use xtask::firmware::{self, Kind};
 use xtask::linux::Kit;
@@ -108,7 +109,12 @@ fn ran_on(programs: &Programs) -> Result<String> {
 
 /// The image of each enclave's agent, where it is not to be the bundle's.
 fn agents(asked: &Parameters) -> Result<Vec<Option<PathBuf>>> {
-    let image = |enclave: &EnclaveAsked| enclave.agent.as_deref().map(manage::image).transpose();
+    // An agent on the host is there for each policy; the firmware brings one.
+    let brought = |policy: &str| asked.on_host || policy == BUNDLED;
+    let image = |enclave: &EnclaveAsked| {
+        let policy = Some(enclave.policy.as_str()).filter(|policy| !brought(policy));
+        enclave.agent.as_deref().or(policy).map(manage::image).transpose()
+    };
     asked.enclaves.iter().map(image).collect()
 }
 

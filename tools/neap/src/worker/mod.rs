@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use neap_abi::layout::TASKS_USUAL;
 use neap_host::onhost;
+use neap_host::policies::BUNDLED;
 use neap_host::report::Snapshot;
 use neap_host::worker::{Enclave, EnclaveConfig, Host, HostConfig, Work, with_host};
 use serde::{Deserialize, Serialize};
@@ -192,8 +193,10 @@ fn host_a_run(
     let session = rand::random_range(1..u32::MAX / 2);
     let mut enclaves = Vec::new();
     for (share, socket) in asked.enclaves.iter().zip(&order.sockets) {
+        let first = if asked.on_host { &share.policy } else { BUNDLED };
         let config = EnclaveConfig {
             policy: share.policy.clone(),
+            first_policy: first.to_owned(),
             timeout: ATTACH,
             watchdog: Duration::from_millis(asked.watchdog_ms),
             // None can take what the others need.
@@ -204,8 +207,14 @@ fn host_a_run(
         enclaves.push(made.with_context(|| format!("hosting enclave {}", enclaves.len()))?);
     }
     let mut failed = Vec::new();
-    for (enclave, image) in enclaves.iter().zip(&order.agents) {
+    for ((enclave, image), share) in enclaves.iter().zip(&order.agents).zip(&asked.enclaves) {
         let Some(image) = image else { continue };
+        if share.agent.is_none() {
+            let policy = &share.policy;
+            let loaded = managed::replace(enclave, Some(image), TRIAL);
+            loaded.with_context(|| format!("enclave {}: loading the agent of {policy}", enclave.id()))?;
+            continue;
+        }
         // One that fails its trial is what some runs are about.
         if let Err(error) = managed::replace(enclave, Some(image), TRIAL) {
             failed.push(format!("enclave {}: {error:#}", enclave.id()));
