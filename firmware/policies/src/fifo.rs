@@ -51,7 +51,6 @@ pub struct Fifo<'m, const N: usize = TASKS> {
     /// Tasks in the queue above which one is prestaged: as many as there are CPUs of the enclave by its last resync, so
     /// that a task bound to one CPU early does not leave another idle.
     depth: u32,
-    prestages: bool,
 }
 
 /// A task that an event brings.
@@ -77,15 +76,7 @@ impl<'m, const N: usize> Fifo<'m, N> {
             waiting: CpuSet::default(),
             hungry: CpuSet::default(),
             depth: u32::from(count),
-            prestages: true,
         }
-    }
-
-    /// Without decisions ahead of time, as the paper's ladder has it before its last step (section 7.2).
-    #[must_use]
-    pub fn never_ahead(mut self) -> Self {
-        (self.depth, self.prestages) = (u32::MAX, false);
-        self
     }
 
     /// Tasks in the run queue.
@@ -287,7 +278,7 @@ impl<'m, const N: usize> Fifo<'m, N> {
     #[cold]
     fn end_resync(&mut self, decide: &mut impl Decide) {
         let ours = self.cpus.iter().filter(|cpu| cpu.standing != AWAY).count();
-        self.depth = if self.prestages { ours as u32 } else { u32::MAX };
+        self.depth = ours as u32;
         for cpu in 0..self.count {
             self.serves(cpu, decide);
             self.settle(cpu);

@@ -112,10 +112,7 @@ impl Experiment {
             }};
         }
         match self.policy {
-            Chosen::Fifo => run!(|memory| {
-                let fifo = Fifo::<TASKS>::new(cpus, memory);
-                if costs.prestages { fifo } else { fifo.never_ahead() }
-            }),
+            Chosen::Fifo => run!(|memory| Fifo::<TASKS>::new(cpus, memory)),
             Chosen::FifoPerCore => run!(|memory| FifoPerCore::<TASKS>::new(cpus, memory)),
             Chosen::Shinjuku => run!(|memory| Shinjuku::<TASKS>::new(cpus, memory)),
             Chosen::MqShinjuku => run!(|memory| MqShinjuku::<TASKS>::new(cpus, memory)),

@@ -11,7 +11,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use neap_abi::message::TASK_NONE;
-use neap_abi::{AgentControl, AgentState, Message, MessageKind, Outcome, TaskFlags, Txn, TxnFlags, Version};
+use neap_abi::{
+    AgentControl, AgentState, Message, MessageKind, Operation, Outcome, TaskFlags, Txn, TxnFlags, Version,
+};
 use neap_agent::{Agent, AgentError, Bindings, Clock as AgentClock, Decide, Doorbell, Policy};
 use neap_host::mechanism::{AgentStanding, Mechanism, TaskState};
 use neap_host::ownership::Owners;
@@ -300,7 +302,13 @@ struct Deciding<'a, D> {
     inner: &'a mut D,
     made: u32,
     digest: &'a mut u64,
+    /// What is decided ahead is kept back until its CPU asks, where nothing is prestaged.
+    back: Option<&'a mut Back>,
 }
+
+/// Decisions kept back, by CPU, and the number of the last one published there.
+#[derive(Default)]
+struct Back(Vec<(Option<Txn>, u32)>);
 
 fn mix(digest: &mut u64, word: u64) {
     *digest = (*digest ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
@@ -308,6 +316,19 @@ fn mix(digest: &mut u64, word: u64) {
 
 impl<D: Decide> Decide for Deciding<'_, D> {
     fn txns_commit(&mut self, txns: &[Txn]) -> Result<u32, AgentError> {
+        if let (Some(back), [txn]) = (&mut self.back, txns)
+            && let Some((kept, last)) = back.0.get_mut(usize::from(txn.cpu))
+        {
+            if txn.flags == TxnFlags::PRESTAGED && txn.operation == Operation::Run as u8 {
+                *kept = Some(Txn { flags: TxnFlags(0), ..*txn });
+                // As the slot will number it.
+                return Ok(last.wrapping_add(1));
+            }
+            self.made += 1;
+            let id = self.inner.txns_commit(txns)?;
+            (*kept, *last) = (None, id);
+            return Ok(id);
+        }
         self.made += txns.len() as u32;
         for txn in txns {
             txn.to_payload().iter().for_each(|&word| mix(self.digest, word));
@@ -321,7 +342,11 @@ impl<D: Decide> Decide for Deciding<'_, D> {
     }
 
     fn nudge(&mut self, cpu: u16) {
-        self.inner.nudge(cpu);
+        let kept = self.back.as_mut().and_then(|back| back.0.get_mut(usize::from(cpu))?.0.take());
+        match kept {
+            Some(txn) => drop(self.txns_commit(&[txn])),
+            None => self.inner.nudge(cpu),
+        }
     }
 
     fn resync(&mut self) {
@@ -357,6 +382,7 @@ pub struct World<'w, P, L> {
     epoch: u32,
     /// Kinds of the lines that the agent has not taken, in order: what they cost it.
     told: VecDeque<MessageKind>,
+    back: Back,
     agent_due: bool,
     agent_busy_ns: u64,
     agents: u32,
@@ -426,6 +452,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             flights_free: Vec::new(),
             epoch: 0,
             told: VecDeque::new(),
+            back: Back(vec![(None, 0); usize::from(setup.cpus)]),
             agent_due: false,
             agent_busy_ns: 0,
             agents: 0,
@@ -805,7 +832,12 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let Some(home) = self.home.as_mut().filter(|home| home.number == number && !home.hangs) else {
             return;
         };
-        let mut deciding = Deciding { inner: &mut home.agent, made: 0, digest: &mut self.seen.trace_hash };
+        let mut deciding = Deciding {
+            inner: &mut home.agent,
+            made: 0,
+            digest: &mut self.seen.trace_hash,
+            back: if self.setup.costs.prestages { None } else { Some(&mut self.back) },
+        };
         let mut waits = false;
         match deciding.inner.poll_message() {
             Ok(Some(message)) => {
