@@ -10,9 +10,10 @@ use common::{Counting, Link, VECTORS, submit_all};
 use neap_abi::{AgentState, Clock, HelloError, Outcome, RegionKind, VERSION, Version};
 use neap_host::link::{AttachError, Attachment};
 use neap_host::onhost::{self, Settings};
+use neap_host::policies::POLICIES;
 use neap_host::report::Report;
 use neap_host::window::{HostWindow, HostWindowError};
-use neap_host::worker::{self, Config, WorkerError};
+use neap_host::worker::{self, Config, Nature, Step, Work, WorkerError};
 use neap_vipu::Peer;
 
 fn config(cpus: u16, session: u32) -> Config {
@@ -51,6 +52,59 @@ fn every_task_runs_once_and_in_order() {
     assert_eq!(report.outcomes.get(Outcome::Committed.name()), Some(&steps));
     assert!(report.prestage_hits > 0 && report.prestage_hits + report.prestage_misses == steps);
     assert_eq!((report.resyncs, report.messages_dropped), (1, 0));
+}
+
+/// A few requests go on for long, of a class and a group of their own.
+struct Mixed;
+
+impl Work for Mixed {
+    fn step(&self, request: u64, step: u32) -> Step {
+        match (request % 50, request % 10, step) {
+            (0, _, ..200) => {
+                std::thread::sleep(Duration::from_micros(20));
+                Step::Going
+            }
+            (_, 3, 0) => Step::Yield,
+            (_, 7, 0) => Step::Block { for_us: 300 },
+            _ => Step::Done,
+        }
+    }
+
+    fn nature(&self, request: u64) -> Nature {
+        let is_long = request.is_multiple_of(50);
+        Nature { class: 1 + u8::from(is_long), group: 1 + (request % 3) as u32, is_long }
+    }
+}
+
+/// Every policy, by its own clock and by the messages', with a ring for all lines and with one that is too small.
+#[test]
+fn no_policy_loses_a_task() {
+    const REQUESTS: u64 = 600;
+    for policy in POLICIES {
+        for (clock, message_lines) in [(Clock::Own, 4096), (Clock::Messages, 4096), (Clock::Own, 16)] {
+            let settings = Settings { message_lines, ..Settings::usual(VECTORS) };
+            let report = Link::new("policies").with_agent(settings, |socket| {
+                let usual = config(2, 1);
+                let attachment = Attachment { policy: policy.to_owned(), clock, ..usual.attachment };
+                let config = Config { attachment, ..usual };
+                worker::host(socket, &config, &Mixed, |host| {
+                    for request in 0..REQUESTS {
+                        while host.submit_as(request, Mixed.nature(request)).is_err() {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                })
+                .unwrap()
+            });
+            sound(&report, REQUESTS);
+            assert_eq!((report.policy.as_str(), report.agent.as_str()), (policy, policy));
+            assert_eq!(report.request_short.count, REQUESTS - REQUESTS / 50);
+            let preempts = matches!(policy, "shinjuku" | "mq-shinjuku");
+            assert!(!preempts || report.preemptions > 0, "{policy}, {clock:?}: {report:?}");
+            assert!(!policy.starts_with("fifo") || report.preemptions == 0, "{policy}: {report:?}");
+        }
+    }
 }
 
 #[test]

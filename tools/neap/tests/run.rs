@@ -34,6 +34,28 @@ fn a_good_run_keeps_its_promises_and_leaves_nothing() {
 }
 
 #[test]
+fn every_policy_keeps_its_promises_and_those_with_slices_preempt() {
+    let place = Place::new();
+    for policy in ["fifo-per-core", "shinjuku", "mq-shinjuku", "vm"] {
+        let load = ["--load", "dispersive", "--cpus", "1", "--rate", "800", "--seconds", "2", "--seed", "5"];
+        let end = place.start(&[&["--policy", policy][..], &load].concat()).end();
+        assert_eq!(end.code, Some(0), "{policy}: {}", end.words());
+        let json = end.json();
+        for zero in ["tasks_lost", "tasks_doubled", "values_wrong", "tasks_unfinished"] {
+            assert_eq!(json[zero], 0, "{policy}, {zero}: {}", end.words());
+        }
+        assert_eq!((json["policy"].as_str(), json["load"].as_str()), (Some(policy), Some("dispersive")));
+        assert!(json["request_short_us"]["count"].as_u64() < json["request_us"]["count"].as_u64());
+        let preemptions = json["preemptions"].as_u64().unwrap();
+        match policy {
+            "shinjuku" | "mq-shinjuku" => assert!(preemptions > 0, "{policy}: {}", end.words()),
+            "fifo-per-core" => assert_eq!(preemptions, 0, "{policy}"),
+            _ => {}
+        }
+    }
+}
+
+#[test]
 fn the_seed_makes_the_load() {
     let place = Place::new();
     let created = |seed| {
