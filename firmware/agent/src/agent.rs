@@ -123,12 +123,26 @@ struct Slot<'w> {
     taken: u32,
 }
 
+/// What an agent keeps of its bindings: what it does not look at again would only push the rest apart.
+#[derive(Debug)]
+struct Held<'w, D> {
+    control: &'w Line,
+    revoke: &'w AtomicU64,
+    doorbell: D,
+    core: u8,
+    wake: (u16, u16),
+    session: u32,
+    version: Version,
+    incarnation: u32,
+    clock: Clock,
+}
+
 /// An agent's end of the wire, with a subsystem's private extension `X` (paper section 3.2).
 #[derive(Debug)]
 pub struct Agent<'w, D, X = ()> {
     /// The subsystem's own part of the API.
     pub extension: X,
-    bindings: Bindings<'w, D>,
+    bindings: Held<'w, D>,
     queue: Option<Consumer<'w>>,
     /// Messages taken in all: the credits.
     taken: u32,
@@ -172,7 +186,17 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             doorbells: 0,
             unknown: 0,
             resyncs: bindings.resyncs,
-            bindings,
+            bindings: Held {
+                control: bindings.control,
+                revoke: bindings.revoke,
+                doorbell: bindings.doorbell,
+                core: bindings.core,
+                wake: bindings.wake,
+                session: bindings.session,
+                version: bindings.version,
+                incarnation: bindings.incarnation,
+                clock: bindings.clock,
+            },
         })
     }
 

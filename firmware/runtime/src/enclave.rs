@@ -38,8 +38,6 @@ pub struct Accepted {
     pub version: Version,
     /// The policy asked for.
     pub policy: u32,
-    /// Whose time it is told.
-    pub clock: Clock,
 }
 
 /// The agent's core, as the supervisor sees it.
@@ -202,6 +200,8 @@ pub struct Enclave {
     /// The session that has an agent, or had one and waits for the next.
     serving: Option<Accepted>,
     confirmed: u32,
+    /// Whose time the host would have its policy told.
+    clock: Clock,
     phase: Phase,
     /// Of the last agent started.
     incarnation: u32,
@@ -237,6 +237,7 @@ impl Enclave {
             wish: Wish::Nothing,
             told: true,
             serving: None,
+            clock: Clock::Own,
             confirmed: 0,
             phase: Phase::Idle,
             incarnation: 0,
@@ -286,6 +287,12 @@ impl Enclave {
         self.incarnation
     }
 
+    /// Whose time policies are told.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// When there is something to do though nothing happens, in µs.
     #[must_use]
     pub fn deadline_us(&self) -> Option<u64> {
@@ -307,6 +314,7 @@ impl Enclave {
     pub fn host(&mut self, line: &Payload) {
         if let Some(host) = HostControl::from_payload(line) {
             self.confirmed = host.confirmed;
+            self.clock = host.clock;
         }
         let wish = self.judge(line);
         if wish != self.asked {
@@ -333,7 +341,6 @@ impl Enclave {
                 peer: host.peer,
                 version,
                 policy: host.policy,
-                clock: host.clock,
             }),
             Err(state) => refused(state),
         }

@@ -371,7 +371,7 @@ impl Held {
             tasks: self.window.tasks,
             dma_bytes: page,
             buffer_bytes: (buffer.end - buffer.start) as u32,
-            clock: start.accepted.clock,
+            clock: self.enclave.clock(),
         }
     }
 

@@ -18,7 +18,7 @@ fn attach(session: u32) -> HostControl {
 }
 
 fn accepted(session: u32) -> Accepted {
-    Accepted { session, cpus: 4, peer: 7, version: VERSION, policy: FIFO, clock: Clock::Own }
+    Accepted { session, cpus: 4, peer: 7, version: VERSION, policy: FIFO }
 }
 
 /// A core and a supervisor that do what they are told, for an enclave under test.
