@@ -12,6 +12,8 @@ fn main() {
     println!("cargo::rerun-if-changed={}", script.display());
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none") {
         println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+        // Every policy at once.
+        println!("cargo::rustc-link-arg-bin=s07_scale=--defsym=__image_bytes_max=0x40000");
         println!("cargo::rustc-link-arg-bin=s04_epitaph=-Tdefmt.x");
     }
 }

@@ -25,6 +25,8 @@ pub struct Budget {
     pub boot_instructions_max: u64,
     /// Round trips of the message ring over its best peer's, between two cores, at least.
     pub queue_ratio_min: f64,
+    /// Instructions of a decision with 256 CPUs and 10^6 tasks over those with 8 and 100, at most, for each policy.
+    pub scale_ratio_max: f64,
 }
 
 impl Budget {
@@ -45,7 +47,7 @@ mod tests {
     use super::*;
 
     const WHOLE: &str = "path_instructions_max = 150\npath_refusal_instructions_max = 220\npath_modelled_ns_max = 150\nblackout_instructions_max = 300000\nimage_loaded_bytes_max = 131072\n\
-                         boot_instructions_max = 3000000\nqueue_ratio_min = 1.2\n";
+                         boot_instructions_max = 3000000\nqueue_ratio_min = 1.2\nscale_ratio_max = 1.2\n";
 
     #[test]
     fn the_checkout_s_own_file_is_read() {
@@ -53,6 +55,7 @@ mod tests {
         assert!(budget.path_instructions_max <= 150);
         assert!(budget.image_loaded_bytes_max <= 128 * 1024);
         assert!(budget.queue_ratio_min >= 1.2);
+        assert!(budget.scale_ratio_max <= 1.2);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Machine {
     pub doorbells: Vec<(PathBuf, u16)>,
     /// The kernel's command line: `neap.key=value` words.
     pub bootargs: Vec<String>,
+    /// One core at a time, a nanosecond an instruction: so that instructions are counted exactly.
+    pub counted: bool,
 }
 
 impl Machine {
@@ -39,6 +41,7 @@ impl Machine {
             windows: vec![(window.to_path_buf(), window_bytes)],
             doorbells: Vec::new(),
             bootargs: Vec::new(),
+            counted: false,
         }
     }
 
@@ -66,7 +69,11 @@ impl Machine {
         // Two cores at least even for one: below that, QEMU makes the guest's atomics plain stores, which a
         // process at the other end of the window would see.
         let cores = format!("{},maxcpus={}", self.cores, self.cores.max(2));
-        command.args(["-M", &machine, "-cpu", "neoverse-n1", "-accel", "tcg,thread=multi", "-smp", &cores]);
+        let accelerator = if self.counted { "tcg,thread=single" } else { "tcg,thread=multi" };
+        command.args(["-M", &machine, "-cpu", "neoverse-n1", "-accel", accelerator, "-smp", &cores]);
+        if self.counted {
+            command.args(["-icount", "shift=0,align=off,sleep=off"]);
+        }
         command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
         command.args(["-semihosting-config", "enable=on,target=native"]);

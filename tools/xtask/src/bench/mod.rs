@@ -13,6 +13,7 @@ mod lives;
 pub mod path;
 pub mod queue;
 pub mod replace;
+mod scale;
 mod sim;
 pub mod size;
 
@@ -33,6 +34,8 @@ pub enum Bench {
     Queue(Output),
     /// How long nobody decides while one agent takes over from another.
     Replace(replace::Options),
+    /// Instructions of a decision as CPUs and tasks grow, for each policy.
+    Scale(Output),
     /// The simulator's events a second.
     Sim(Output),
     /// Loaded size of the runtime with its agent.
@@ -57,6 +60,7 @@ pub fn run(bench: Bench) -> anyhow::Result<()> {
         Bench::Kill(options) => kill::run(options),
         Bench::Queue(output) => queue::run(output.json),
         Bench::Replace(options) => replace::run(options),
+        Bench::Scale(output) => scale::run(output.json),
         Bench::Sim(output) => sim::run(output.json),
         Bench::Size(output) => size::run(output.json),
     }
