@@ -3,7 +3,8 @@
 use std::fmt;
 
 use neap_abi::VERSION;
-use neap_policies::{Fifo, Task};
+use neap_agent::Policy;
+use neap_policies::{Fifo, FifoPerCore, MqShinjuku, Shinjuku, Task, Vm};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -11,6 +12,7 @@ use serde::Serialize;
 use crate::columns::Column;
 use crate::load::Poisson;
 use crate::parameters::Parameters;
+use crate::policy::Chosen;
 use crate::world::{Memory, Seen, Setup, World};
 
 /// What can go wrong.
@@ -88,6 +90,7 @@ pub struct Script {
     blocks_max: u8,
     run_ns: u64,
     minor: u16,
+    policy: Chosen,
     /// What goes wrong.
     pub faults: Vec<Fault>,
 }
@@ -143,6 +146,7 @@ impl Script {
             run_ns: rng.random_range(2_000..60_000),
             // One version apart they have to work together.
             minor: VERSION.minor - rng.random_range(0..=1),
+            policy: Chosen::ALL[rng.random_range(0..Chosen::ALL.len())],
             faults,
         }
     }
@@ -155,6 +159,18 @@ impl Script {
             (0..AGENTS_MAX).map(|_| Box::new([Task::ABSENT; 64])).collect();
         let mut tables = tables.iter_mut();
         let cpus = self.cpus;
+        let mut table = || tables.next().expect("a script ends fewer agents");
+        match self.policy {
+            Chosen::Fifo => self.run_with(&memory, || Fifo::<64>::new(cpus, table())),
+            Chosen::FifoPerCore => self.run_with(&memory, || FifoPerCore::<64>::new(cpus, table())),
+            Chosen::Shinjuku => self.run_with(&memory, || Shinjuku::<64>::new(cpus, table())),
+            Chosen::MqShinjuku => self.run_with(&memory, || MqShinjuku::<64>::new(cpus, table())),
+            Chosen::Vm => self.run_with(&memory, || Vm::<64>::new(cpus, table())),
+        }
+    }
+
+    fn run_with<'m, P: Policy>(&self, memory: &'m Memory, make: impl FnMut() -> P + 'm) -> Verdict {
+        let cpus = self.cpus;
         let setup = Setup {
             cpus,
             tasks: self.tasks,
@@ -165,15 +181,16 @@ impl Script {
         };
         let load = Poisson::new(self.seed ^ 1, self.rate_hz, self.requests, 0)
             .of_ns(self.run_ns)
-            .blocking(self.blocks_max);
+            .blocking(self.blocks_max)
+            .classed()
+            .grouped(3);
         let lost = |fault: &&Fault| {
             matches!(fault.kind, FaultKind::LostRing | FaultKind::LateRing | FaultKind::StaleLine)
         };
         let lost: u64 = self.faults.iter().filter(lost).map(|fault| u64::from(fault.count)).sum();
         let setup = Setup { starved_ns: STARVED_NS + lost * LOST_NS, ..setup };
         let rng = ChaCha8Rng::seed_from_u64(self.seed ^ 2);
-        let make = || Fifo::<64>::new(cpus, tables.next().expect("a script ends fewer agents"));
-        let mut world = World::new(setup, &memory, make, load, rng, self.faults.clone());
+        let mut world = World::new(setup, memory, make, load, rng, self.faults.clone());
         while !(world.drained() && world.clock.now_ns() > TROUBLED_NS)
             && world.seen.violations.is_empty()
             && world.clock.now_ns() < OVER_NS

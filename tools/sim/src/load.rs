@@ -72,6 +72,7 @@ pub struct Poisson {
     long_share: f64,
     blocks_max: u8,
     classes: bool,
+    groups: u32,
     /// From here on what ends counts.
     warm_ns: u64,
     /// Latencies of short requests.
@@ -102,6 +103,7 @@ impl Poisson {
             long_share: 0.0,
             blocks_max: 0,
             classes: false,
+            groups: 0,
             warm_ns,
             short: Histogram::default(),
             long: Histogram::default(),
@@ -138,6 +140,13 @@ impl Poisson {
         self
     }
 
+    /// Each request is of one of so many groups.
+    #[must_use]
+    pub fn grouped(mut self, groups: u32) -> Self {
+        self.groups = groups;
+        self
+    }
+
     /// Requests a second, of those that count.
     #[must_use]
     pub fn throughput_hz(&self) -> f64 {
@@ -155,7 +164,7 @@ impl Load for Poisson {
             at_ns: self.at_ns as u64,
             run_ns: if long { self.long_ns } else { self.short_ns },
             class: if self.classes { 1 + u8::from(long) } else { 0 },
-            group: 0,
+            group: if self.groups > 0 { self.rng.random_range(1..=self.groups) } else { 0 },
             thread: 0,
             blocks: if self.blocks_max > 0 { self.rng.random_range(0..=self.blocks_max) } else { 0 },
         })

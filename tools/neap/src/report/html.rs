@@ -209,7 +209,7 @@ fn again(record: &Record) -> String {
 }
 
 /// Text for between two tags.
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

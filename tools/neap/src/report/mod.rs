@@ -1,6 +1,6 @@
 //! What a run tells in the end: one record, shown as a table, as JSON or as a page.
 
-mod html;
+pub mod html;
 mod plot;
 mod table;
 

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use neap_sim::figures::{Figure, Report, Row};
 
+use crate::report::html::escaped;
+
 const STYLE: &str = include_str!("../report/page.css");
 /// What the simulator's page adds to the runs'.
 const MORE: &str = ".bar.paper{fill:var(--soft)}.bar.ours{fill:var(--a)}.bar.neap{fill:var(--b)}";
@@ -131,8 +133,4 @@ fn table(out: &mut String, report: &Report) {
         );
     }
     out.push_str("</tbody></table>\n");
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -265,6 +265,7 @@ pub(super) fn path() -> Result<Verdict> {
     setup::llvm()?;
     let mut verdict = Verdict::default();
     bench(&mut verdict, "measuring the decision path", &["path"])?;
+    bench(&mut verdict, "measuring how decisions scale", &["scale"])?;
     Ok(verdict)
 }
 

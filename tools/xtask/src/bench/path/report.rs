@@ -227,6 +227,7 @@ mod tests {
             image_loaded_bytes_max: 0,
             boot_instructions_max: 0,
             queue_ratio_min: 0.0,
+            scale_ratio_max: 1.2,
         }
     }
 
