@@ -125,7 +125,7 @@ pub struct SimOptions {
     /// Write a page with the figures drawn
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
-    /// The policy that decides over a load of one's own: fifo, fifo-per-core, shinjuku, mq-shinjuku or vm
+    /// The policy that decides over a load of one's own, or where things go wrong: fifo, fifo-per-core, shinjuku, mq-shinjuku or vm
     #[arg(long, default_value = "fifo", value_name = "NAME")]
     pub policy: String,
     /// Run the tasks of this file, in rt-app's JSON

@@ -208,7 +208,8 @@ fn search(options: &SimOptions, seeds: u64) -> Result<u8> {
     let bar = bar(seeds);
     bar.set_message("faults");
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let found = faults::search(options.seed, seeds, threads, &|done| bar.set_position(done));
+    let found =
+        faults::search(policy(options)?, options.seed, seeds, threads, &|done| bar.set_position(done));
     bar.finish_and_clear();
     if options.json {
         crate::print(&serde_json::to_string_pretty(&found)?)?;
@@ -226,10 +227,11 @@ fn search(options: &SimOptions, seeds: u64) -> Result<u8> {
     }
     if let Some(failing) = found.failing.first() {
         bail!(
-            "seed {}: {}\n  with no more than: {}\n  again: neap sim --faults 1 --seed {}",
+            "seed {}: {}\n  with no more than: {}\n  again: neap sim --policy {} --faults 1 --seed {}",
             failing.seed,
             failing.violation,
             failing.faults.join(", "),
+            options.policy,
             failing.seed
         );
     }

@@ -116,9 +116,15 @@ pub struct Verdict {
 }
 
 impl Script {
-    /// The script of a seed.
+    /// The script of a seed, under FIFO.
     #[must_use]
     pub fn of(seed: u64) -> Self {
+        Self::under(Chosen::Fifo, seed)
+    }
+
+    /// The script of a seed, under a policy.
+    #[must_use]
+    pub fn under(policy: Chosen, seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let cpus = rng.random_range(1..=8);
         let count = rng.random_range(0..=8);
@@ -146,7 +152,7 @@ impl Script {
             run_ns: rng.random_range(2_000..60_000),
             // One version apart they have to work together.
             minor: VERSION.minor - rng.random_range(0..=1),
-            policy: Chosen::ALL[rng.random_range(0..Chosen::ALL.len())],
+            policy,
             faults,
         }
     }
@@ -279,9 +285,9 @@ pub struct Failing {
 /// Failing seeds that are told one by one.
 const TOLD_MAX: usize = 5;
 
-/// Runs `seeds` seeds from `from` on, on `threads` threads. The result does not depend on how many those are.
+/// Runs `seeds` seeds from `from` on under `policy`, on `threads` threads. The result does not depend on how many those are.
 #[must_use]
-pub fn search(from: u64, seeds: u64, threads: u64, progress: &(dyn Fn(u64) + Sync)) -> Found {
+pub fn search(policy: Chosen, from: u64, seeds: u64, threads: u64, progress: &(dyn Fn(u64) + Sync)) -> Found {
     use std::sync::atomic::{AtomicU64, Ordering};
     let done = AtomicU64::new(0);
     let part = |thread: u64| {
@@ -289,7 +295,7 @@ pub fn search(from: u64, seeds: u64, threads: u64, progress: &(dyn Fn(u64) + Syn
         let mut digest = 0u64;
         let mut failing = Vec::new();
         for seed in (from + thread..from + seeds).step_by(threads.max(1) as usize) {
-            let verdict = Script::of(seed).run();
+            let verdict = Script::under(policy, seed).run();
             found.events += verdict.events;
             found.faults += verdict.seen.faults;
             found.fallbacks += verdict.seen.fallbacks;
@@ -322,7 +328,8 @@ pub fn search(from: u64, seeds: u64, threads: u64, progress: &(dyn Fn(u64) + Syn
     }
     failing.sort_unstable();
     all.trace_hash = format!("{digest:016x}");
-    all.failing = failing.into_iter().take(TOLD_MAX).map(|seed| Failing::of(&Script::of(seed))).collect();
+    all.failing =
+        failing.into_iter().take(TOLD_MAX).map(|seed| Failing::of(&Script::under(policy, seed))).collect();
     all
 }
 
@@ -344,7 +351,7 @@ mod tests {
     #[cfg(careless)]
     #[test]
     fn a_careless_ring_is_found_out_and_found_again() {
-        let found = search(0, 1_000, 2, &|_| {});
+        let found = search(Chosen::Fifo, 0, 1_000, 2, &|_| {});
         let failing = found.failing.first().expect("no seed finds a torn line");
         println!("{failing:?}");
         let (a, b) = (Script::of(failing.seed).run(), Script::of(failing.seed).run());
@@ -366,7 +373,7 @@ mod tests {
 
     #[test]
     fn how_many_threads_search_changes_nothing() {
-        let (one, two) = (search(5, 40, 1, &|_| {}), search(5, 40, 2, &|_| {}));
+        let (one, two) = (search(Chosen::Fifo, 5, 40, 1, &|_| {}), search(Chosen::Fifo, 5, 40, 2, &|_| {}));
         assert_eq!((one.trace_hash, one.events, one.faults), (two.trace_hash, two.events, two.faults));
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use neap_sim::faults::{self, Script};
+use neap_sim::policy::Chosen;
 use serde::Serialize;
 
 use crate::progress::Step;
@@ -42,7 +43,7 @@ pub fn run(options: Options) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let step = Mutex::new(Step::start(format!("running {} seeds from {}", options.seeds, options.first)));
     let began = Instant::now();
-    let found = faults::search(options.first, options.seeds, threads, &|done| {
+    let found = faults::search(Chosen::Fifo, options.first, options.seeds, threads, &|done| {
         if done.is_multiple_of(1000)
             && let Ok(mut step) = step.lock()
         {
