@@ -176,25 +176,23 @@ impl Script {
     }
 
     fn run_with<'m, P: Policy>(&self, memory: &'m Memory, make: impl FnMut() -> P + 'm) -> Verdict {
-        let cpus = self.cpus;
+        let lost = |fault: &&Fault| {
+            matches!(fault.kind, FaultKind::LostRing | FaultKind::LateRing | FaultKind::StaleLine)
+        };
+        let lost: u64 = self.faults.iter().filter(lost).map(|fault| u64::from(fault.count)).sum();
         let setup = Setup {
-            cpus,
+            cpus: self.cpus,
             tasks: self.tasks,
             costs: Column::Neap.costs(&Parameters::usual()),
             version: neap_abi::Version { minor: self.minor, ..VERSION },
             faults: true,
-            starved_ns: STARVED_NS,
+            starved_ns: STARVED_NS + lost * LOST_NS,
         };
         let load = Poisson::new(self.seed ^ 1, self.rate_hz, self.requests, 0)
             .of_ns(self.run_ns)
             .blocking(self.blocks_max)
             .classed()
             .grouped(3);
-        let lost = |fault: &&Fault| {
-            matches!(fault.kind, FaultKind::LostRing | FaultKind::LateRing | FaultKind::StaleLine)
-        };
-        let lost: u64 = self.faults.iter().filter(lost).map(|fault| u64::from(fault.count)).sum();
-        let setup = Setup { starved_ns: STARVED_NS + lost * LOST_NS, ..setup };
         let rng = ChaCha8Rng::seed_from_u64(self.seed ^ 2);
         let mut world = World::new(setup, memory, make, load, rng, self.faults.clone());
         while !(world.drained() && world.clock.now_ns() > TROUBLED_NS)

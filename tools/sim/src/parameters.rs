@@ -1,6 +1,7 @@
 //! The numbers, as `parameters.toml` has them.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -49,7 +50,10 @@ impl Parameters {
     /// Never: a test reads the file.
     #[must_use]
     pub fn usual() -> Self {
-        Self::parse(TEXT).expect("a test reads this very file")
+        // Every simulated world asks for them: the text is read once.
+        static USUAL: LazyLock<Parameters> =
+            LazyLock::new(|| Parameters::parse(TEXT).expect("a test reads this very file"));
+        USUAL.clone()
     }
 
     /// From a file's text.

@@ -12,7 +12,6 @@ use crate::columns::{Cause, Column};
 use crate::parameters::{Parameter, Parameters};
 use crate::policy::Chosen;
 use crate::vm;
-pub use runs::{Point, curve};
 use runs::{dispersive_hz, fifo_hz, one_cpu_switch_ns, switch};
 
 /// How far a row may be from its published point, in percent.

@@ -1,7 +1,5 @@
 //! Worlds that figures ask for.
 
-use serde::Serialize;
-
 use crate::columns::Column;
 use crate::load::Poisson;
 use crate::parameters::Parameters;
@@ -52,43 +50,4 @@ pub(super) fn one_cpu_switch_ns(p: &Parameters, column: Column, seed: u64) -> f6
     let mut switches_ns = ran.seen.switches_ns;
     switches_ns.sort_unstable();
     switches_ns.get(switches_ns.len() / 2).copied().map_or(0.0, f64::from)
-}
-
-/// One point of a curve.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Point {
-    /// Requests a second that were offered.
-    pub offered_hz: f64,
-    /// Requests a second that ended.
-    pub served_hz: f64,
-    /// 99th percentile of a GET's latency, in µs.
-    pub p99_us: f64,
-}
-
-/// Latency over load, up to `most_hz`, in `points` steps.
-#[must_use]
-pub fn curve(
-    p: &Parameters,
-    policy: Chosen,
-    column: Column,
-    cpus: u16,
-    most_hz: f64,
-    points: u32,
-    seed: u64,
-) -> Vec<Point> {
-    let dispersive = policy != Chosen::Fifo;
-    let threads = if dispersive { THREADS_DISPERSIVE } else { THREADS };
-    let experiment = Experiment { policy, column, cpus, threads, seed };
-    (1..=points)
-        .map(|step| {
-            let offered_hz = most_hz * f64::from(step) / f64::from(points);
-            let mut load = Poisson::new(seed, offered_hz, 20_000, 0);
-            if dispersive {
-                load = load.dispersive();
-            }
-            let ran = experiment.run(p, load, u64::MAX);
-            let p99_us = ran.load.short.quantile_ns(0.99) as f64 / 1e3;
-            Point { offered_hz, served_hz: ran.load.throughput_hz(), p99_us }
-        })
-        .collect()
 }

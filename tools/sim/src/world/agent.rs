@@ -33,7 +33,6 @@ pub(super) struct Deciding<'a, D> {
 }
 
 /// Decisions kept back, by CPU, and the number of the last one published there.
-#[derive(Default)]
 pub(super) struct Back(pub(super) Vec<(Option<Txn>, u32)>);
 
 impl<D: Decide> Decide for Deciding<'_, D> {

@@ -32,7 +32,6 @@ pub(super) struct Cpu {
     pub(super) cached: bool,
     /// An interrupt came while it could not be looked at.
     pub(super) rung: bool,
-    pub(super) idle_since_ns: u64,
     pub(super) switch_since_ns: u64,
 }
 impl<'w, P: Policy, L: Load> World<'w, P, L> {
@@ -126,14 +125,12 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         entry.switch_since_ns = now_ns;
         let generation = entry.generation;
         let costs = self.setup.costs;
-        if self.host_decides {
-            self.clock.after(costs.before_ns, Event::Decide(cpu, generation));
-        } else if costs.prestages {
+        if costs.prestages && !self.host_decides {
             // The prefetch goes out before the kernel's own work, and is back when that is done.
             self.clock.after(costs.transit_ns, Event::Sample(cpu, generation));
             self.clock.after(costs.before_ns.max(2 * costs.transit_ns), Event::Decide(cpu, generation));
         } else {
-            // Its slot is looked at when the agent rings: nothing is there before.
+            // Nothing lies in its slot before the agent rings, or nobody looks there.
             self.clock.after(costs.before_ns, Event::Decide(cpu, generation));
         }
     }
@@ -206,7 +203,6 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             return;
         }
         self.cpus[at].doing = Doing::Idle;
-        self.cpus[at].idle_since_ns = self.clock.now_ns();
         if std::mem::take(&mut self.cpus[at].rung) {
             self.clock.after(1, Event::Ring(cpu));
         }

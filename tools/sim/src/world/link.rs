@@ -8,7 +8,7 @@ use neap_agent::{Doorbell, Policy};
 use neap_queue::Line;
 use rand::RngExt;
 
-use super::{Event, Load, World, mix};
+use super::{Event, Load, Request, World, mix};
 use crate::faults::FaultKind;
 
 /// Words of a line.
@@ -76,11 +76,16 @@ pub(super) struct Flight {
 impl<'w, P: Policy, L: Load> World<'w, P, L> {
     /// Tells the agent of an event; the line leaves the CPU after `write_ns`.
     pub(super) fn tell(&mut self, kind: MessageKind, cpu: u16, task: u32, flags: TaskFlags, write_ns: u64) {
-        let mut message = self.mechanism.message(kind, cpu, task, flags);
-        if let Some(request) = self.jobs.get(task as usize).and_then(|job| job.request) {
-            (message.class, message.group) = (request.class, request.group);
-        }
+        let message = self.labelled(self.mechanism.message(kind, cpu, task, flags));
         self.emit(message, write_ns);
+    }
+
+    /// A message with the class and group of its task's request.
+    fn labelled(&self, message: Message) -> Message {
+        match self.jobs.get(message.task as usize).and_then(|job| job.request) {
+            Some(Request { class, group, .. }) => Message { class, group, ..message },
+            None => message,
+        }
     }
 
     pub(super) fn emit(&mut self, mut message: Message, write_ns: u64) {
@@ -117,13 +122,8 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             self.resync_due = false;
             self.seen.resyncs += 1;
             self.resync_since_ns = Some(self.clock.now_ns());
-            let mut lines = self.mechanism.resync();
-            for message in &mut lines {
-                if let Some(request) = self.jobs.get(message.task as usize).and_then(|job| job.request) {
-                    (message.class, message.group) = (request.class, request.group);
-                }
-            }
-            self.outbox = lines.into();
+            let lines = self.mechanism.resync();
+            self.outbox = lines.into_iter().map(|message| self.labelled(message)).collect();
         }
         let write_ns = self.setup.costs.write_ns;
         while let Some(&message) = self.outbox.front() {

@@ -273,7 +273,6 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             pending: None,
             cached: false,
             rung: false,
-            idle_since_ns: 0,
             switch_since_ns: 0,
         };
         let mut world = Self {
