@@ -98,6 +98,8 @@ pub struct Dispatch<'m, O, const L: usize, const N: usize> {
     now_ns: u64,
     /// Before it, nothing is preempted.
     look_ns: u64,
+    /// A resync is being told.
+    in_resync: bool,
 }
 
 /// A task that an event brings.
@@ -129,6 +131,7 @@ impl<'m, O: Order<N>, const L: usize, const N: usize> Dispatch<'m, O, L, N> {
             depth: u32::from(count),
             now_ns: 0,
             look_ns: 0,
+            in_resync: false,
         }
     }
 
@@ -385,7 +388,9 @@ impl<'m, O: Order<N>, const L: usize, const N: usize> Dispatch<'m, O, L, N> {
             return;
         }
         let task = core::mem::replace(&mut entry.before, TASK_NONE);
-        if outcome == Outcome::Committed {
+        // What a resync's line brings is older than the state that it tells, and that is what counts.
+        if outcome == Outcome::Committed && !self.in_resync {
+            let entry = self.cpu(cpu);
             entry.standing = (entry.standing & SLOT) | BUSY;
             self.begins(cpu, task);
         }
@@ -433,6 +438,7 @@ impl<'m, O: Order<N>, const L: usize, const N: usize> Dispatch<'m, O, L, N> {
     /// Forgets all; slots are voided so that nothing decided on the old state is taken later.
     #[cold]
     fn begin_resync(&mut self, decide: &mut impl Decide) {
+        self.in_resync = true;
         self.tasks.clear();
         self.order.clear();
         self.waiting.clear();
@@ -456,6 +462,7 @@ impl<'m, O: Order<N>, const L: usize, const N: usize> Dispatch<'m, O, L, N> {
     /// Every CPU that waits gets a decision, as far as tasks go.
     #[cold]
     fn end_resync(&mut self, decide: &mut impl Decide) {
+        self.in_resync = false;
         let ours = self.cpus.iter().filter(|cpu| cpu.standing != AWAY).count();
         self.depth = ours as u32;
         self.order.set_cpus(ours as u32);

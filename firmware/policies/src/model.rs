@@ -194,23 +194,30 @@ impl Host {
         self.lines.push_back(message);
     }
 
-    /// Sends the whole state; what is on its way is void.
+    /// Sends the whole state; what is on its way is void, but for each CPU's latest verdict, which its line brings.
     pub fn resync(&mut self) {
-        self.lines.clear();
+        let mut verdicts = vec![None; self.cores.len()];
+        for line in self.lines.drain(..).filter(|line| line.outcome != Outcome::None) {
+            verdicts[usize::from(line.cpu)] = Some((line.txn, line.outcome));
+        }
         self.tell(MessageKind::ResyncBegin, 0, TASK_NONE, TaskFlags(0));
         for task in 0..self.threads.len() as u32 {
             if self.threads[task as usize].place == Place::Runnable {
                 self.tell(MessageKind::ResyncTask, 0, task, TaskFlags::RUNNABLE);
             }
         }
-        for cpu in 0..self.cores.len() as u16 {
+        for (cpu, verdict) in (0..).zip(verdicts) {
             let core = self.cores[usize::from(cpu)];
-            if !core.here {
-                self.tell(MessageKind::CpuBusy, cpu, TASK_NONE, TaskFlags(0));
-                continue;
+            let mut line = if !core.here {
+                self.line(MessageKind::CpuBusy, cpu, TASK_NONE, TaskFlags(0))
+            } else {
+                let flags = if core.task == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags::ON_CPU };
+                self.line(MessageKind::ResyncCpu, cpu, core.task, flags)
+            };
+            if let Some((txn, outcome)) = verdict {
+                (line.txn, line.outcome) = (txn, outcome);
             }
-            let flags = if core.task == TASK_NONE { TaskFlags::CPU_IDLE } else { TaskFlags::ON_CPU };
-            self.tell(MessageKind::ResyncCpu, cpu, core.task, flags);
+            self.lines.push_back(line);
         }
         self.tell(MessageKind::ResyncEnd, 0, TASK_NONE, TaskFlags(0));
     }

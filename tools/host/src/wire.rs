@@ -2,7 +2,7 @@
 //! lines may lie in a window or in this process's memory; the agent may be anywhere.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use neap_abi::{AgentControl, Message, Outcome, Tag, Txn, TxnFlags};
 use neap_queue::{CreditError, Full, Line, RingError, SharedProducer, SlotReader};
@@ -31,6 +31,8 @@ pub struct Wire<'w> {
     /// The agent whose credits count, or [`ANY`].
     incarnation: AtomicU32,
     poisoned: AtomicBool,
+    /// Messages with their lines' numbers, if they are kept.
+    kept: OnceLock<Mutex<Vec<(u32, Message)>>>,
 }
 
 impl<'w> Wire<'w> {
@@ -47,6 +49,7 @@ impl<'w> Wire<'w> {
             cpus: slots.iter().map(|_| Mutex::default()).collect(),
             incarnation: AtomicU32::new(ANY),
             poisoned: AtomicBool::new(false),
+            kept: OnceLock::new(),
         })
     }
 
@@ -70,7 +73,26 @@ impl<'w> Wire<'w> {
         if let Some(end) = &mut end {
             end.outcome = None;
         }
+        if let Some(kept) = self.kept.get() {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push((number, message));
+        }
         Ok(number)
+    }
+
+    /// Keeps every message from now on, for a trace.
+    pub fn keep_messages(&self) {
+        self.kept.get_or_init(Mutex::default);
+    }
+
+    /// The messages that were kept, in the order of the ring.
+    #[must_use]
+    pub fn kept_messages(&self) -> Vec<Message> {
+        let Some(kept) = self.kept.get() else { return Vec::new() };
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let first = kept.first().map_or(0, |(number, _)| *number);
+        // CPUs that write at the same time come here in any order, at most a ring apart.
+        kept.sort_by_key(|(number, _)| number.wrapping_sub(first.wrapping_sub(self.lines)));
+        kept.into_iter().map(|(_, message)| message).collect()
     }
 
     /// Takes what lies in the slot of `cpu`, if it is new and whole, and the credits with it.
@@ -216,6 +238,21 @@ mod tests {
         let own = Txn { id: 3, incarnation: 2, ..junk };
         writer.write(&slots[0], &own.to_payload(), 4);
         assert_eq!((wire.read_txn(0), wire.poisoned()), (Some(own), true));
+    }
+
+    #[test]
+    fn messages_are_kept_with_the_verdicts_that_they_carried() {
+        let (messages, slots, control) = (lines(8), lines(2), Line::default());
+        let wire = Wire::new(&messages, &slots, &control).unwrap();
+        wire.send(Message::new(MessageKind::Nop, 0)).unwrap();
+        assert!(wire.kept_messages().is_empty());
+        wire.keep_messages();
+        wire.set_txn_outcome(1, 9, Outcome::Committed);
+        wire.send(Message::new(MessageKind::TaskNew, 0)).unwrap();
+        wire.send(Message::new(MessageKind::TaskDead, 1)).unwrap();
+        let kept = wire.kept_messages();
+        assert_eq!(kept.iter().map(|kept| kept.txn).collect::<Vec<_>>(), [0, 9]);
+        assert_eq!(kept[1].outcome, Outcome::Committed);
     }
 
     #[test]

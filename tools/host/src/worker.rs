@@ -95,6 +95,8 @@ pub struct EnclaveConfig {
     pub first_policy: String,
     /// Whose time the policy is told.
     pub clock: Clock,
+    /// Whether the messages of its first attachment are kept, for a trace.
+    pub keeps_messages: bool,
     /// Vectors of each peer on its link.
     pub vectors: u16,
     /// Number of its first attachment; later ones count on from it.
@@ -121,6 +123,7 @@ impl EnclaveConfig {
             policy: "fifo".to_owned(),
             first_policy: "fifo".to_owned(),
             clock: Clock::Own,
+            keeps_messages: false,
             vectors,
             session,
             version: VERSION,

@@ -90,6 +90,12 @@ pub enum Command {
     /// seed, and says in which seed something is lost. All of it is modelled, none of it measured.
     #[command(verbatim_doc_comment)]
     Sim(SimOptions),
+    /// Record what an agent is told and decides, and replay it: in the simulator, on the host, on QEMU
+    ///
+    /// A trace is replayed message by message, by the messages' own clock, so that each policy decides the
+    /// same wherever its agent runs, bit for bit. `neap run --trace FILE` records a run.
+    #[command(subcommand, verbatim_doc_comment)]
+    Trace(TraceCommand),
     /// Measure what this machine's own IPU costs it
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -125,9 +131,10 @@ pub struct SimOptions {
     /// Write a page with the figures drawn
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
-    /// The policy that decides over a load of one's own, or where things go wrong: fifo, fifo-per-core, shinjuku, mq-shinjuku or vm
-    #[arg(long, default_value = "fifo", value_name = "NAME")]
-    pub policy: String,
+    /// The policy that decides: fifo, fifo-per-core, shinjuku, mq-shinjuku or vm
+    /// [default: fifo over a load of one's own; where things go wrong, each in turn]
+    #[arg(long, value_name = "NAME", verbatim_doc_comment)]
+    pub policy: Option<String>,
     /// Run the tasks of this file, in rt-app's JSON
     #[arg(long, value_name = "FILE", conflicts_with = "rate")]
     pub workload: Option<PathBuf>,
@@ -146,6 +153,47 @@ pub struct SimOptions {
     /// Let things go wrong, in so many seeds
     #[arg(long, value_name = "SEEDS", conflicts_with_all = ["workload", "rate"], value_parser = RangedU64ValueParser::<u64>::new().range(1..=100_000_000))]
     pub faults: Option<u64>,
+}
+
+/// What to do with traces.
+#[derive(Clone, Debug, Subcommand)]
+pub enum TraceCommand {
+    /// Record a dispersive load in the simulator, with what is decided after each message
+    Record(RecordOptions),
+    /// Replay a trace; exits with 1 where something else is decided than the trace has
+    Replay(ReplayOptions),
+}
+
+/// What to record.
+#[derive(Clone, Debug, Args)]
+pub struct RecordOptions {
+    /// Where to write it
+    pub file: PathBuf,
+    /// The policy that decides: fifo, fifo-per-core, shinjuku, mq-shinjuku or vm
+    #[arg(long, default_value = "fifo", value_name = "NAME")]
+    pub policy: String,
+    /// Host CPUs
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub cpus: u16,
+    /// Requests of the load
+    #[arg(long, default_value_t = 1000, value_parser = RangedU64ValueParser::<u64>::new().range(1..=1_000_000))]
+    pub requests: u64,
+    /// Where all that is random comes from
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// What to replay.
+#[derive(Clone, Debug, Args)]
+pub struct ReplayOptions {
+    /// The trace
+    pub file: PathBuf,
+    /// Where: sim, thread (this process, without a link), on-host, qemu or all
+    #[arg(long, default_value = "all", value_name = "HOME")]
+    pub home: String,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to do with agents.
@@ -323,6 +371,9 @@ pub struct RunOptions {
     /// Write a page with latency curves and the timeline of queue depth
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
+    /// Write what the first enclave's agent is told, for `neap trace replay`; its policy goes by the messages' time then
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// A command to run in the guest in place of the store and its load, with its own options
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -357,6 +408,7 @@ impl RunOptions {
              another take over with `neap agent replace {}`",
             self.policy
         );
+        anyhow::ensure!(self.trace.is_none(), "--trace is of the worker host: leave --host linux out");
         anyhow::ensure!(
             self.load != Some(LoadKind::Dispersive),
             "--load dispersive is of the worker host: leave --host linux out"

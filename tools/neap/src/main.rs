@@ -22,6 +22,7 @@ mod run;
 #[cfg(feature = "linux")]
 mod scx;
 mod sim;
+mod trace;
 mod worker;
 
 use std::io::{self, Write};
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
         Command::Status { json, device } => inspect::status(json, device.as_deref()).map(|()| 0),
         Command::Sim(options) => sim::run(&options),
+        Command::Trace(command) => trace::trace(&command),
         Command::Bench(BenchCommand::Link(options)) => bench::link(&options).map(|()| 0),
         Command::Check(CheckCommand::Types { device }) => check::types(device.as_deref()).map(|()| 0),
         Command::Check(CheckCommand::Uapi { device }) => check::uapi(device.as_deref()).map(|()| 0),

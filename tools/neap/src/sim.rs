@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+use neap_host::policies::BUNDLED;
 use neap_sim::columns::Column;
 use neap_sim::faults;
 use neap_sim::figures::{self, Figure, Report};
@@ -60,9 +61,19 @@ pub fn run(options: &SimOptions) -> Result<u8> {
         bar.set_message(what.to_owned());
         bar.set_position((share * 1e3) as u64);
     })?;
-    bar.finish_and_clear();
+    if options.report.is_none() {
+        bar.finish_and_clear();
+    }
     if let Some(file) = &options.report {
-        let page = page::page(&report);
+        let mut curves = Vec::new();
+        for &figure in &asked {
+            bar.set_message(format!("{}'s curves", figure.name()));
+            let drawn =
+                figures::curves(figure, options.seed, &mut |share| bar.set_position((share * 1e3) as u64));
+            curves.push((figure, drawn));
+        }
+        bar.finish_and_clear();
+        let page = page::page(&report, &curves);
         fs::write(file, page).with_context(|| format!("{} can't be written", file.display()))?;
     }
     crate::print(&if options.json { serde_json::to_string_pretty(&report)? } else { table(&report) })?;
@@ -121,15 +132,15 @@ fn table(report: &Report) -> String {
     out
 }
 
-fn policy(options: &SimOptions) -> Result<Chosen> {
+/// A policy by its name.
+pub fn policy(name: &str) -> Result<Chosen> {
     let all = Chosen::ALL.map(Chosen::name);
-    Chosen::named(&options.policy)
-        .with_context(|| format!("there is no policy {}: {} are", options.policy, names(&all)))
+    Chosen::named(name).with_context(|| format!("there is no policy {name}: {} are", names(&all)))
 }
 
 /// A load of one's own.
 fn own(options: &SimOptions) -> Result<u8> {
-    let policy = policy(options)?;
+    let policy = policy(options.policy.as_deref().unwrap_or(BUNDLED))?;
     let p = Parameters::usual();
     let column = Column::Neap;
     let (cpus, seed) = (options.cpus, options.seed);
@@ -205,11 +216,11 @@ fn workload(file: &Path) -> Result<Workload> {
 
 /// A search for a seed in which something is lost.
 fn search(options: &SimOptions, seeds: u64) -> Result<u8> {
+    let asked = options.policy.as_deref().map(policy).transpose()?;
     let bar = bar(seeds);
     bar.set_message("faults");
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let found =
-        faults::search(policy(options)?, options.seed, seeds, threads, &|done| bar.set_position(done));
+    let found = faults::search(asked, options.seed, seeds, threads, &|done| bar.set_position(done));
     bar.finish_and_clear();
     if options.json {
         crate::print(&serde_json::to_string_pretty(&found)?)?;
@@ -227,11 +238,11 @@ fn search(options: &SimOptions, seeds: u64) -> Result<u8> {
     }
     if let Some(failing) = found.failing.first() {
         bail!(
-            "seed {}: {}\n  with no more than: {}\n  again: neap sim --policy {} --faults 1 --seed {}",
+            "seed {}: {}\n  with no more than: {}\n  again: neap sim{} --faults 1 --seed {}",
             failing.seed,
             failing.violation,
             failing.faults.join(", "),
-            options.policy,
+            options.policy.as_ref().map(|policy| format!(" --policy {policy}")).unwrap_or_default(),
             failing.seed
         );
     }

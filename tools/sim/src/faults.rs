@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use neap_abi::VERSION;
+use neap_abi::{Clock, VERSION};
 use neap_agent::Policy;
-use neap_policies::{Fifo, FifoPerCore, MqShinjuku, Shinjuku, Task, Vm};
+use neap_policies::Task;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::columns::Column;
 use crate::load::Poisson;
 use crate::parameters::Parameters;
-use crate::policy::Chosen;
+use crate::policy::{Chosen, with_policy};
 use crate::world::{Memory, Seen, Setup, World};
 
 /// What can go wrong.
@@ -39,11 +39,13 @@ pub enum FaultKind {
     Reset,
     /// The link is down for some ms: reads give ones.
     LinkDown,
+    /// The host reboots, and is away for some ms.
+    HostReboot,
 }
 
 impl FaultKind {
     /// How many kinds there are.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
     /// All of them.
     pub const ALL: [Self; Self::COUNT] = [
         Self::DelayedWrite,
@@ -56,6 +58,7 @@ impl FaultKind {
         Self::Hang,
         Self::Reset,
         Self::LinkDown,
+        Self::HostReboot,
     ];
 }
 
@@ -66,7 +69,7 @@ pub struct Fault {
     pub at_ns: u64,
     /// What.
     pub kind: FaultKind,
-    /// How often in a row; for a link, for how many ms.
+    /// How often in a row; for a link and a host, for how many ms.
     pub count: u32,
 }
 
@@ -90,6 +93,7 @@ pub struct Script {
     blocks_max: u8,
     run_ns: u64,
     minor: u16,
+    foreign: u64,
     policy: Chosen,
     /// What goes wrong.
     pub faults: Vec<Fault>,
@@ -103,6 +107,9 @@ const OVER_NS: u64 = 8_000_000_000;
 const STARVED_NS: u64 = 200_000_000;
 /// A doorbell that is lost, or a line that stays stale, is made good when the CPU next looks by itself.
 const LOST_NS: u64 = 25_000_000;
+/// Long requests: how much longer, and which part of all.
+const LONG: u64 = 10;
+const LONG_SHARE: f64 = 0.1;
 /// Agents that there can be in one world.
 const AGENTS_MAX: usize = 40;
 
@@ -116,15 +123,13 @@ pub struct Verdict {
 }
 
 impl Script {
-    /// The script of a seed, under FIFO.
+    /// The script of a seed, under a policy; where none is named, seeds take turns at them.
+    ///
+    /// # Panics
+    /// Never: there are policies.
     #[must_use]
-    pub fn of(seed: u64) -> Self {
-        Self::under(Chosen::Fifo, seed)
-    }
-
-    /// The script of a seed, under a policy.
-    #[must_use]
-    pub fn under(policy: Chosen, seed: u64) -> Self {
+    pub fn of(seed: u64, policy: Option<Chosen>) -> Self {
+        let policy = policy.unwrap_or(Chosen::ALL[(seed % Chosen::ALL.len() as u64) as usize]);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let cpus = rng.random_range(1..=8);
         let count = rng.random_range(0..=8);
@@ -132,7 +137,7 @@ impl Script {
             .map(|_| {
                 let kind = FaultKind::ALL[rng.random_range(0..FaultKind::COUNT)];
                 let most = match kind {
-                    FaultKind::LinkDown => 20,
+                    FaultKind::LinkDown | FaultKind::HostReboot => 20,
                     FaultKind::Crash | FaultKind::Hang | FaultKind::Reset => 1,
                     FaultKind::DelayedWrite | FaultKind::SplitWrite => 200,
                     _ => 20,
@@ -141,6 +146,9 @@ impl Script {
             })
             .collect();
         faults.sort_by_key(|fault| fault.at_ns);
+        // Now and then a CPU among them is another enclave's.
+        let shares = cpus > 1 && rng.random_range(0..4) == 0;
+        let foreign = if shares { 1 << rng.random_range(0..cpus) } else { 0 };
         Self {
             seed,
             cpus,
@@ -152,6 +160,7 @@ impl Script {
             run_ns: rng.random_range(2_000..60_000),
             // One version apart they have to work together.
             minor: VERSION.minor - rng.random_range(0..=1),
+            foreign,
             policy,
             faults,
         }
@@ -166,13 +175,7 @@ impl Script {
         let mut tables = tables.iter_mut();
         let cpus = self.cpus;
         let mut table = || tables.next().expect("a script ends fewer agents");
-        match self.policy {
-            Chosen::Fifo => self.run_with(&memory, || Fifo::<64>::new(cpus, table())),
-            Chosen::FifoPerCore => self.run_with(&memory, || FifoPerCore::<64>::new(cpus, table())),
-            Chosen::Shinjuku => self.run_with(&memory, || Shinjuku::<64>::new(cpus, table())),
-            Chosen::MqShinjuku => self.run_with(&memory, || MqShinjuku::<64>::new(cpus, table())),
-            Chosen::Vm => self.run_with(&memory, || Vm::<64>::new(cpus, table())),
-        }
+        with_policy!(self.policy, cpus, 64, |make| self.run_with(&memory, || make(table())))
     }
 
     fn run_with<'m, P: Policy>(&self, memory: &'m Memory, make: impl FnMut() -> P + 'm) -> Verdict {
@@ -182,14 +185,17 @@ impl Script {
         let lost: u64 = self.faults.iter().filter(lost).map(|fault| u64::from(fault.count)).sum();
         let setup = Setup {
             cpus: self.cpus,
+            foreign: self.foreign,
             tasks: self.tasks,
             costs: Column::Neap.costs(&Parameters::usual()),
             version: neap_abi::Version { minor: self.minor, ..VERSION },
+            clock: Clock::Own,
+            is_told: false,
             faults: true,
             starved_ns: STARVED_NS + lost * LOST_NS,
         };
         let load = Poisson::new(self.seed ^ 1, self.rate_hz, self.requests, 0)
-            .of_ns(self.run_ns)
+            .of_ns(self.run_ns, LONG * self.run_ns, LONG_SHARE)
             .blocking(self.blocks_max)
             .classed()
             .grouped(3);
@@ -283,9 +289,15 @@ pub struct Failing {
 /// Failing seeds that are told one by one.
 const TOLD_MAX: usize = 5;
 
-/// Runs `seeds` seeds from `from` on under `policy`, on `threads` threads. The result does not depend on how many those are.
+/// Runs `seeds` seeds from `from` on under `policy`, or under all in turn, on `threads` threads. The result does not depend on how many those are.
 #[must_use]
-pub fn search(policy: Chosen, from: u64, seeds: u64, threads: u64, progress: &(dyn Fn(u64) + Sync)) -> Found {
+pub fn search(
+    policy: Option<Chosen>,
+    from: u64,
+    seeds: u64,
+    threads: u64,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Found {
     use std::sync::atomic::{AtomicU64, Ordering};
     let done = AtomicU64::new(0);
     let part = |thread: u64| {
@@ -293,7 +305,7 @@ pub fn search(policy: Chosen, from: u64, seeds: u64, threads: u64, progress: &(d
         let mut digest = 0u64;
         let mut failing = Vec::new();
         for seed in (from + thread..from + seeds).step_by(threads.max(1) as usize) {
-            let verdict = Script::under(policy, seed).run();
+            let verdict = Script::of(seed, policy).run();
             found.events += verdict.events;
             found.faults += verdict.seen.faults;
             found.fallbacks += verdict.seen.fallbacks;
@@ -327,7 +339,7 @@ pub fn search(policy: Chosen, from: u64, seeds: u64, threads: u64, progress: &(d
     failing.sort_unstable();
     all.trace_hash = format!("{digest:016x}");
     all.failing =
-        failing.into_iter().take(TOLD_MAX).map(|seed| Failing::of(&Script::under(policy, seed))).collect();
+        failing.into_iter().take(TOLD_MAX).map(|seed| Failing::of(&Script::of(seed, policy))).collect();
     all
 }
 
@@ -349,29 +361,29 @@ mod tests {
     #[cfg(careless)]
     #[test]
     fn a_careless_ring_is_found_out_and_found_again() {
-        let found = search(Chosen::Fifo, 0, 1_000, 2, &|_| {});
+        let found = search(None, 0, 1_000, 2, &|_| {});
         let failing = found.failing.first().expect("no seed finds a torn line");
         println!("{failing:?}");
-        let (a, b) = (Script::of(failing.seed).run(), Script::of(failing.seed).run());
+        let (a, b) = (Script::of(failing.seed, None).run(), Script::of(failing.seed, None).run());
         assert_eq!((&a.seen.violations, a.seen.trace_hash), (&b.seen.violations, b.seen.trace_hash));
         assert_eq!(a.seen.violations.first(), Some(&failing.violation));
-        let shrunk = Script::of(failing.seed).shrunk();
+        let shrunk = Script::of(failing.seed, None).shrunk();
         assert!(shrunk.faults.iter().any(|fault| fault.kind == FaultKind::SplitWrite), "{shrunk:?}");
     }
 
     #[test]
     fn the_same_seed_gives_the_same_trace() {
         for seed in 0..20 {
-            let script = Script::of(seed);
+            let script = Script::of(seed, None);
             let (a, b) = (script.run(), script.run());
             assert_eq!((a.seen.trace_hash, a.events), (b.seen.trace_hash, b.events), "seed {seed}");
         }
-        assert_ne!(Script::of(1).run().seen.trace_hash, Script::of(2).run().seen.trace_hash);
+        assert_ne!(Script::of(1, None).run().seen.trace_hash, Script::of(2, None).run().seen.trace_hash);
     }
 
     #[test]
     fn how_many_threads_search_changes_nothing() {
-        let (one, two) = (search(Chosen::Fifo, 5, 40, 1, &|_| {}), search(Chosen::Fifo, 5, 40, 2, &|_| {}));
+        let (one, two) = (search(None, 5, 40, 1, &|_| {}), search(None, 5, 40, 2, &|_| {}));
         assert_eq!((one.trace_hash, one.events, one.faults), (two.trace_hash, two.events, two.faults));
     }
 
@@ -379,16 +391,16 @@ mod tests {
     #[test]
     fn nothing_is_violated() {
         let mut faults = 0;
-        for seed in 0..300 {
-            let verdict = Script::of(seed).run();
+        for seed in 0..1000 {
+            let verdict = Script::of(seed, None).run();
             assert!(
                 verdict.seen.violations.is_empty(),
                 "seed {seed}: {:?}\nwhat goes wrong: {:?}",
                 verdict.seen.violations,
-                Script::of(seed).faults.iter().map(ToString::to_string).collect::<Vec<_>>()
+                Script::of(seed, None).faults.iter().map(ToString::to_string).collect::<Vec<_>>()
             );
             faults += verdict.seen.faults;
         }
-        assert!(faults > 1000, "{faults} faults took place in 300 seeds");
+        assert!(faults > 3000, "{faults} faults took place");
     }
 }

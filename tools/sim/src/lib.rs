@@ -15,5 +15,6 @@ pub mod load;
 pub mod parameters;
 pub mod policy;
 pub mod rtapp;
+pub mod trace;
 pub mod vm;
 pub mod world;

@@ -119,10 +119,10 @@ impl Poisson {
         self
     }
 
-    /// Short requests of another length.
+    /// Requests of other lengths, of which a part is long.
     #[must_use]
-    pub fn of_ns(mut self, short_ns: u64) -> Self {
-        self.short_ns = short_ns;
+    pub fn of_ns(mut self, short_ns: u64, long_ns: u64, long_share: f64) -> Self {
+        (self.short_ns, self.long_ns, self.long_share) = (short_ns, long_ns, long_share);
         self
     }
 

@@ -1,7 +1,7 @@
 //! An experiment: a policy, a column's costs and a load, in one world.
 
-use neap_abi::VERSION;
-use neap_policies::{Fifo, FifoPerCore, MqShinjuku, Shinjuku, TASKS, Task, Vm};
+use neap_abi::{Clock, VERSION};
+use neap_policies::{TASKS, Task};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -47,6 +47,38 @@ impl Chosen {
     }
 }
 
+/// Evaluates an expression with what makes the chosen policy for so many CPUs over memory of `$tasks` tasks: each policy is a type of
+/// its own.
+macro_rules! with_policy {
+    ($chosen:expr, $cpus:expr, $tasks:expr, |$make:ident| $body:expr) => {{
+        use neap_policies::{Fifo, FifoPerCore, MqShinjuku, Shinjuku, Vm};
+        use $crate::policy::Chosen;
+        match $chosen {
+            Chosen::Fifo => {
+                let $make = |memory| Fifo::<{ $tasks }>::new($cpus, memory);
+                $body
+            }
+            Chosen::FifoPerCore => {
+                let $make = |memory| FifoPerCore::<{ $tasks }>::new($cpus, memory);
+                $body
+            }
+            Chosen::Shinjuku => {
+                let $make = |memory| Shinjuku::<{ $tasks }>::new($cpus, memory);
+                $body
+            }
+            Chosen::MqShinjuku => {
+                let $make = |memory| MqShinjuku::<{ $tasks }>::new($cpus, memory);
+                $body
+            }
+            Chosen::Vm => {
+                let $make = |memory| Vm::<{ $tasks }>::new($cpus, memory);
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use with_policy;
+
 /// What is run.
 #[derive(Clone, Copy, Debug)]
 pub struct Experiment {
@@ -87,36 +119,22 @@ impl Experiment {
         let mut table = Some(table);
         let setup = Setup {
             cpus: self.cpus,
+            foreign: 0,
             tasks: self.threads.min(TASKS as u32),
             costs,
             version: VERSION,
+            clock: Clock::Own,
+            is_told: false,
             faults: false,
             starved_ns: u64::MAX,
         };
         let cpus = self.cpus;
         let rng = ChaCha8Rng::seed_from_u64(self.seed ^ 2);
-        // Each policy is a type of its own, over memory of its own.
-        macro_rules! run {
-            ($make:expr) => {{
-                let make = $make;
-                let mut world = World::new(
-                    setup,
-                    &memory,
-                    || make(table.take().expect("one agent")),
-                    load,
-                    rng,
-                    Vec::new(),
-                );
-                world.run(until_ns);
-                world.into_outcome()
-            }};
-        }
-        match self.policy {
-            Chosen::Fifo => run!(|memory| Fifo::<TASKS>::new(cpus, memory)),
-            Chosen::FifoPerCore => run!(|memory| FifoPerCore::<TASKS>::new(cpus, memory)),
-            Chosen::Shinjuku => run!(|memory| Shinjuku::<TASKS>::new(cpus, memory)),
-            Chosen::MqShinjuku => run!(|memory| MqShinjuku::<TASKS>::new(cpus, memory)),
-            Chosen::Vm => run!(|memory| Vm::<TASKS>::new(cpus, memory)),
-        }
+        with_policy!(self.policy, cpus, TASKS, |make| {
+            let make = || make(table.take().expect("one agent"));
+            let mut world = World::new(setup, &memory, make, load, rng, Vec::new());
+            world.run(until_ns);
+            world.into_outcome()
+        })
     }
 }

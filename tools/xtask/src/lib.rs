@@ -8,6 +8,7 @@ pub mod agent_image;
 pub mod bench;
 pub mod budget;
 pub mod firmware;
+pub mod homes;
 pub mod ipu;
 pub mod linux;
 pub mod machine;

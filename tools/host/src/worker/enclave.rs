@@ -189,6 +189,9 @@ impl Enclave {
         let only = agent.and_then(|agent| named_by(&agent, version));
         mechanism.incarnation = only;
         link.link().wire().succeed(only);
+        if config.keeps_messages {
+            link.link().wire().keep_messages();
+        }
         let cpus = config.cpus.iter().filter(|&&cpu| mechanism.adopt_cpu(cpu)).count();
         let faults = link.manager().and_then(|manager| manager.list().books).map_or(0, |books| books.faults);
         let now = Instant::now();

@@ -1,7 +1,7 @@
 //! What a run tells in the end: one record, shown as a table, as JSON or as a page.
 
 pub mod html;
-mod plot;
+pub mod plot;
 mod table;
 
 use clap::ValueEnum;

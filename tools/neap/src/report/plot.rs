@@ -1,4 +1,4 @@
-//! Two plots as inline SVG: their colours are the page's, so that one drawing serves light and dark.
+//! Plots as inline SVG: their colours are the page's, so that one drawing serves light and dark.
 
 use std::fmt::Write;
 
@@ -77,6 +77,27 @@ pub fn distributions(series: &[Series<'_>]) -> String {
         .map(|s| format!("<path class=\"curve {}\" d=\"{}\"/>", s.class, line(&x, &y, s.points)))
         .collect();
     frame(&x, &y, "latency", "share of all", &legend(series), &curves)
+}
+
+/// Latency in µs over load, in thousands a second: a curve for each system, and a mark where it is said to saturate.
+pub fn loads(series: &[Series<'_>], marks: &[(f64, &str)]) -> String {
+    let points = || series.iter().flat_map(|s| s.points.iter());
+    let (least, most) =
+        (points().map(|p| p.1).fold(f64::INFINITY, f64::min), points().map(|p| p.1).fold(0.0, f64::max));
+    let (least, most) = if most > 0.0 { (least, most) } else { (1.0, 1000.0) };
+    let ends = marks.iter().map(|mark| mark.0).chain(points().map(|p| p.0));
+    let x = Axis::linear(ends.fold(0.0, f64::max), |khz| format!("{khz} k/s"));
+    let y = Axis::decades(least, most, decade_label);
+    let mut drawing: String = series
+        .iter()
+        .map(|s| format!("<path class=\"curve {}\" d=\"{}\"/>", s.class, line(&x, &y, s.points)))
+        .collect();
+    for &(khz, class) in marks {
+        let (at, top) = place(&x, &y, (khz, most));
+        let floor = HEIGHT - MARGIN[3];
+        let _ = write!(drawing, "<path class=\"curve thin mark {class}\" d=\"M{at:.1} {top:.1}V{floor}\"/>");
+    }
+    frame(&x, &y, "requests", "p99 of GETs", &legend(series), &drawing)
 }
 
 /// A count over time, filled below: (ms, count).
@@ -215,6 +236,8 @@ mod tests {
             distributions(&[]),
             distributions(&[Series { name: "a", class: "a", points: &[] }]),
             distributions(&[Series { name: "a", class: "a", points: &[(0.0, 0.0), (5.0, 1.0)] }]),
+            loads(&[], &[]),
+            loads(&[Series { name: "a", class: "a", points: &[(3.0, 0.0)] }], &[(5.0, "a")]),
             timeline(&[], 10.0),
             timeline(&[(0, 0)], 0.0),
             timeline(&[(0, 3), (10_000, 3)], 10.0),

@@ -53,7 +53,8 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     options.check()?;
     let page = options.report.as_deref().map(PageFile::claim).transpose()?;
     let parameters = options.parameters();
-    let programs = programs(&parameters)?;
+    let trace = options.trace.as_deref().map(|path| output::claim("--trace", path)).transpose()?;
+    let programs = Programs { trace, ..programs(&parameters)? };
     let ran_on = ran_on(&programs)?;
 
     let signals = Signals::catch()?;
@@ -94,7 +95,7 @@ fn programs(asked: &Parameters) -> Result<Programs> {
         HostKind::Worker => None,
         HostKind::Linux => Some(Kit::stock()?),
     };
-    Ok(Programs { card, guest, agents: agents(asked)? })
+    Ok(Programs { card, guest, agents: agents(asked)?, trace: None })
 }
 
 /// On what a run is to run, for people.

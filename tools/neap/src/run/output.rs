@@ -14,18 +14,23 @@ use crate::report::{self, Record};
 #[derive(Debug)]
 pub struct PageFile(PathBuf);
 
+/// Checks that `path`, an option's, can be written; what stands there stays until there is something better.
+pub fn claim(option: &str, path: &Path) -> Result<PathBuf> {
+    let fresh = !path.exists();
+    OpenOptions::new().create(true).append(true).open(path).with_context(|| {
+        format!("{option} {} can't be written; name a file in a directory that can", path.display())
+    })?;
+    if fresh {
+        // Whatever ends the run before its report leaves no empty page.
+        fs::remove_file(path).with_context(|| format!("{option} {}", path.display()))?;
+    }
+    Ok(path.to_owned())
+}
+
 impl PageFile {
-    /// Checks that `path` can be written; what stands there stays until there is something better.
+    /// The file of `--report`.
     pub fn claim(path: &Path) -> Result<Self> {
-        let fresh = !path.exists();
-        OpenOptions::new().create(true).append(true).open(path).with_context(|| {
-            format!("--report {} can't be written; name a file in a directory that can", path.display())
-        })?;
-        if fresh {
-            // Whatever ends the run before its report leaves no empty page.
-            fs::remove_file(path).with_context(|| format!("--report {}", path.display()))?;
-        }
-        Ok(Self(path.to_owned()))
+        claim("--report", path).map(Self)
     }
 
     /// Writes the page.

@@ -30,7 +30,7 @@ const AGENT_REMARKS: &str = "agent.err";
 const HOST_REMARKS: &str = "host.err";
 
 /// What a run is started with.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Programs {
     /// The QEMU that is the card, and the firmware for it; none for an agent on the host.
     pub card: Option<(PathBuf, PathBuf)>,
@@ -38,6 +38,8 @@ pub struct Programs {
     pub guest: Option<Kit>,
     /// The image of each enclave's agent, where it is not to be the bundle's.
     pub agents: Vec<Option<PathBuf>>,
+    /// Where to write the first enclave's trace, if it is wanted.
+    pub trace: Option<PathBuf>,
 }
 
 /// Everything that runs. Fields are dropped in order: the host, then the agent, then what joined them.
@@ -110,7 +112,7 @@ impl Parts {
         };
         Ok(with(match &programs.guest {
             Some(kit) => guest(dir.path(), asked, kit, &sockets)?,
-            None => worker_host(dir.path(), asked, programs.agents.clone(), sockets)?,
+            None => worker_host(dir.path(), asked, programs, sockets)?,
         }))
     }
 
@@ -196,15 +198,11 @@ struct Host {
     ear: Option<Ear>,
 }
 
-/// Starts the worker host, which loads `agents`, by enclave.
-fn worker_host(
-    dir: &Path,
-    asked: &Parameters,
-    agents: Vec<Option<PathBuf>>,
-    sockets: Vec<PathBuf>,
-) -> Result<Host> {
+/// Starts the worker host, which loads the programs' agents.
+fn worker_host(dir: &Path, asked: &Parameters, programs: &Programs, sockets: Vec<PathBuf>) -> Result<Host> {
     let (vectors, manage) = (asked.vectors(), dir.join(MANAGE));
-    let order = Order { sockets, vectors, parameters: asked.clone(), agents, manage };
+    let Programs { agents, trace, .. } = programs.clone();
+    let order = Order { sockets, vectors, parameters: asked.clone(), agents, trace, manage };
     let mut worker = ourselves("worker", &serde_json::to_string(&order)?)?;
     worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir, HOST_REMARKS)?);
     let mut process = Guarded::start(worker)?;

@@ -2,13 +2,17 @@
 
 use std::fmt::Write;
 
-use neap_sim::figures::{Figure, Report, Row};
+use neap_sim::figures::{Curve, Figure, Report, Row};
 
 use crate::report::html::escaped;
+use crate::report::plot::{self, Series};
 
 const STYLE: &str = include_str!("../report/page.css");
 /// What the simulator's page adds to the runs'.
-const MORE: &str = ".bar.paper{fill:var(--soft)}.bar.ours{fill:var(--a)}.bar.neap{fill:var(--b)}";
+const MORE: &str = ".bar.paper{fill:var(--soft)}.bar.ours{fill:var(--a)}.bar.neap{fill:var(--b)}\
+                    .curve.soft{stroke:var(--soft)}.curve.good{stroke:var(--good)}.curve.mark{stroke-dasharray:4 3}";
+/// Colours of a figure's curves, in the order of their systems.
+const CLASSES: [&str; 4] = ["soft", "good", "a", "b"];
 /// The drawing's width, and the height of a row's bars, in its own units.
 const WIDTH: f64 = 720.0;
 const ROW: f64 = 54.0;
@@ -16,8 +20,8 @@ const ROW: f64 = 54.0;
 const LEFT: f64 = 230.0;
 const RIGHT: f64 = 90.0;
 
-/// The whole page.
-pub fn page(report: &Report) -> String {
+/// The whole page, with the curves of figures that have some.
+pub fn page(report: &Report, curves: &[(Figure, Vec<Curve>)]) -> String {
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -50,10 +54,29 @@ pub fn page(report: &Report) -> String {
                 bars(&rows)
             );
         }
+        for (_, curves) in curves.iter().filter(|(of, curves)| *of == figure && !curves.is_empty()) {
+            let _ = writeln!(
+                out,
+                "<figure><figcaption>{} <em>the model's curves; dashed, where the paper has a system saturate</em>\
+                 </figcaption>\n{}</figure>",
+                figure.name(),
+                drawn(curves)
+            );
+        }
     }
     table(&mut out, report);
     out.push_str("</main>\n</body>\n</html>\n");
     out
+}
+
+/// Latency over load.
+fn drawn(curves: &[Curve]) -> String {
+    let coloured = || curves.iter().zip(CLASSES);
+    let series: Vec<_> = coloured()
+        .map(|(curve, class)| Series { name: curve.system, class, points: &curve.points })
+        .collect();
+    let marks: Vec<_> = coloured().filter_map(|(curve, class)| Some((curve.paper_khz?, class))).collect();
+    plot::loads(&series, &marks)
 }
 
 /// Three bars a row: the paper's, the model's, Neap's.

@@ -10,7 +10,7 @@ mod mix;
 pub mod store;
 
 use std::io::{self, BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -19,15 +19,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use neap_abi::layout::TASKS_USUAL;
+use neap_abi::{Clock, Message};
 use neap_host::onhost;
 use neap_host::policies::BUNDLED;
 use neap_host::report::Snapshot;
+use neap_host::trace::{Step, Trace};
 use neap_host::worker::{Enclave, EnclaveConfig, Host, HostConfig, Work, with_host};
 use serde::{Deserialize, Serialize};
 
 use crate::manage::Answer;
 use crate::measured::{Distribution, Measured};
 use crate::report::Parameters;
+use crate::trace;
 use arrivals::Arrivals;
 use gets::Gets;
 use mix::mix;
@@ -58,6 +61,8 @@ pub struct Order {
     pub parameters: Parameters,
     /// The image of each enclave's agent, where it is not to be the bundle's.
     pub agents: Vec<Option<PathBuf>>,
+    /// Where to write the first enclave's trace, if it is wanted.
+    pub trace: Option<PathBuf>,
     /// Where to listen for `neap agent`.
     pub manage: PathBuf,
 }
@@ -194,11 +199,15 @@ fn host_a_run(
     let mut enclaves = Vec::new();
     for (share, socket) in asked.enclaves.iter().zip(&order.sockets) {
         let first = if asked.on_host { &share.policy } else { BUNDLED };
+        let is_traced = order.trace.is_some() && enclaves.is_empty();
         let config = EnclaveConfig {
             policy: share.policy.clone(),
             first_policy: first.to_owned(),
             timeout: ATTACH,
             watchdog: Duration::from_millis(asked.watchdog_ms),
+            // What is recorded has to rest on the messages alone.
+            clock: if is_traced { Clock::Messages } else { Clock::Own },
+            keeps_messages: is_traced,
             // None can take what the others need.
             tasks_max: TASKS_USUAL / asked.enclaves.len() as u32,
             ..EnclaveConfig::usual(socket, order.vectors, session, share.cpus())
@@ -206,6 +215,8 @@ fn host_a_run(
         let made = host.create_enclave(config);
         enclaves.push(made.with_context(|| format!("hosting enclave {}", enclaves.len()))?);
     }
+    // An enclave that attaches anew has another link.
+    let traced = enclaves.first().map(|enclave| enclave.link());
     let mut failed = Vec::new();
     for ((enclave, image), share) in enclaves.iter().zip(&order.agents).zip(&asked.enclaves) {
         let Some(image) = image else { continue };
@@ -258,7 +269,20 @@ fn host_a_run(
     })?;
     tell(&Line::Draining);
     host.drain(DRAIN);
+    if let (Some(file), Some(link)) = (&order.trace, traced) {
+        failed.extend(
+            write_trace(file, asked, link.link().wire().kept_messages()).err().map(|e| format!("{e:#}")),
+        );
+    }
     Ok((offered.into_iter().map(AtomicU64::into_inner).collect(), failed))
+}
+
+/// Writes what the first enclave's agent was told. What it decided cannot be seen from here, line by line.
+fn write_trace(file: &Path, asked: &Parameters, messages: Vec<Message>) -> Result<()> {
+    let steps = messages.into_iter().map(|message| Step { message, decisions: Vec::new() }).collect();
+    let policy = asked.enclaves.first().map(|first| first.policy.clone()).unwrap_or_default();
+    let source = format!("neap run, seed {}", asked.seed);
+    trace::write(&Trace { policy, cpus: asked.host_cpus(), source, steps }, file)
 }
 
 struct SetOnDrop<'a>(&'a AtomicBool);

@@ -12,7 +12,7 @@ use crate::columns::{Cause, Column};
 use crate::parameters::{Parameter, Parameters};
 use crate::policy::Chosen;
 use crate::vm;
-use runs::{dispersive_hz, fifo_hz, one_cpu_switch_ns, switch};
+use runs::{dispersive_hz, fifo_hz, one_cpu_switch_ns, p99_ns, switch};
 
 /// How far a row may be from its published point, in percent.
 const OFF_MAX: f64 = 10.0;
@@ -73,6 +73,19 @@ pub struct Row {
     pub input: bool,
     /// Neap's number, where there is one.
     pub neap: Option<f64>,
+}
+
+/// Latency over load of one system, up to where it saturates.
+#[derive(Clone, Debug, Serialize)]
+pub struct Curve {
+    /// Which system.
+    pub system: &'static str,
+    /// Requests a second in thousands, and the p99 of GETs in µs.
+    pub points: Vec<(f64, f64)>,
+    /// Where it saturates, in thousands of requests a second.
+    pub saturation_khz: f64,
+    /// Where the paper has that, of the model's on-host system.
+    pub paper_khz: Option<f64>,
 }
 
 /// A row that the model does not bring to its point.
@@ -182,6 +195,53 @@ pub fn run(figures: &[Figure], seed: u64, progress: &mut dyn FnMut(&str, f64)) -
     })
 }
 
+/// Loads at which a curve has its points, as parts of what its system can do.
+const LOADS: [f64; 11] = [0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.86, 0.91, 0.95, 0.98, 1.0];
+
+/// The curves of figure 4a or 4b; none of another figure. `progress` hears the share that is done.
+#[must_use]
+pub fn curves(figure: Figure, seed: u64, progress: &mut dyn FnMut(f64)) -> Vec<Curve> {
+    let policy = match figure {
+        Figure::Fig4a => Chosen::Fifo,
+        Figure::Fig4b => Chosen::Shinjuku,
+        _ => return Vec::new(),
+    };
+    let p = Parameters::usual();
+    let [tide_15, tide_16] = fig4_paper_percent(figure);
+    let systems = [
+        ("on-host, 15 CPUs and the agent's", Column::Ghost, 15, Some(100.0)),
+        ("Tide, 15 CPUs", Column::Tide, 15, Some(tide_15)),
+        ("Tide, 16 CPUs", Column::Tide, 16, Some(tide_16)),
+        ("Neap, 16 CPUs", Column::Neap, 16, None),
+    ];
+    let mut on_host_khz = 0.0;
+    let mut curves = Vec::new();
+    for (at, (system, column, cpus, percent)) in systems.into_iter().enumerate() {
+        let hz = match figure {
+            Figure::Fig4a => fifo_hz(&p, column, cpus, seed),
+            _ => dispersive_hz(&p, policy, column, cpus, seed),
+        };
+        if at == 0 {
+            on_host_khz = hz / 1e3;
+        }
+        let mut points = Vec::new();
+        for (done, load) in LOADS.into_iter().enumerate() {
+            let p99_ns = p99_ns(&p, policy, column, cpus, (seed, hz * load));
+            points.push((hz * load / 1e3, p99_ns as f64 / 1e3));
+            progress((at as f64 + (done + 1) as f64 / LOADS.len() as f64) / 4.0);
+        }
+        let paper_khz = percent.map(|percent| percent / 100.0 * on_host_khz);
+        curves.push(Curve { system, points, saturation_khz: hz / 1e3, paper_khz });
+    }
+    curves
+}
+
+/// Saturation of Tide on 15 and on 16 CPUs, in percent of on-host's. Of FIFO the paper says by how much on-host is above
+/// Tide-15.
+const fn fig4_paper_percent(figure: Figure) -> [f64; 2] {
+    if matches!(figure, Figure::Fig4a) { [100.0 / 1.011, 104.6] } else { [100.0 / 1.076, 101.9] }
+}
+
 /// Why a row may be off by more than a tenth.
 const REASONS: [(&str, &str); 2] = [
     (
@@ -259,8 +319,7 @@ fn fig4(p: &Parameters, seed: u64, rows: &mut Vec<Row>, figure: Figure) {
     };
     let on_host = hz(Column::Ghost, 15);
     let of_it = |column, cpus| hz(column, cpus) / on_host * 100.0;
-    // The paper says by how much on-host is above Tide-15.
-    let (tide_15, tide_16) = if figure == Figure::Fig4a { (1.011, 104.6) } else { (1.076, 101.9) };
+    let [tide_15, tide_16] = fig4_paper_percent(figure);
     let unit = "% of on-host";
     let names = if figure == Figure::Fig4a {
         ["Tide-15, FIFO", "Tide-16, FIFO"]
@@ -268,7 +327,7 @@ fn fig4(p: &Parameters, seed: u64, rows: &mut Vec<Row>, figure: Figure) {
         ["Tide-15, Shinjuku", "Tide-16, Shinjuku"]
     };
     let neap = Some(of_it(Column::Neap, 15));
-    rows.push(Row { neap, ..row(figure, names[0], unit, 100.0 / tide_15, of_it(Column::Tide, 15)) });
+    rows.push(Row { neap, ..row(figure, names[0], unit, tide_15, of_it(Column::Tide, 15)) });
     let neap = Some(of_it(Column::Neap, 16));
     let input = figure == Figure::Fig4a;
     rows.push(Row { neap, input, ..row(figure, names[1], unit, tide_16, of_it(Column::Tide, 16)) });
@@ -325,6 +384,20 @@ fn neap(p: &Parameters, seed: u64) -> Neap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn latency_rises_with_load_and_neap_bears_the_most() {
+        let curves = curves(Figure::Fig4a, 1, &mut |_| {});
+        let names: Vec<&str> = curves.iter().map(|curve| curve.system).collect();
+        assert_eq!(names.len(), 4);
+        let most = |name: &str| {
+            let curve = curves.iter().find(|curve| curve.system.starts_with(name)).unwrap();
+            let (first, last) = (curve.points[0], curve.points[LOADS.len() - 1]);
+            assert!(last.1 > 2.0 * first.1 && first.1 > 10.0, "{curve:?}");
+            curve.saturation_khz
+        };
+        assert!(most("Neap") > most("Tide, 16") && most("Tide, 16") > most("on-host"));
+    }
 
     /// Must-show 1 and 2 of the simulator, as far as they are numbers.
     #[test]

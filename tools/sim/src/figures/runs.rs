@@ -34,6 +34,23 @@ pub(super) fn dispersive_hz(p: &Parameters, policy: Chosen, column: Column, cpus
     experiment.run(p, load, u64::MAX).load.throughput_hz()
 }
 
+/// The p99 of GETs at a rate, in ns: of nothing but GETs under FIFO, else with 0.5 % of 10 ms among them.
+pub(super) fn p99_ns(
+    p: &Parameters,
+    policy: Chosen,
+    column: Column,
+    cpus: u16,
+    (seed, rate_hz): (u64, f64),
+) -> u64 {
+    let is_fifo = policy == Chosen::Fifo;
+    let threads = if is_fifo { THREADS } else { THREADS_DISPERSIVE };
+    let requests = if is_fifo { FIFO_REQUESTS } else { DISPERSIVE_REQUESTS };
+    // Until queues are as long as they will be.
+    let load = Poisson::new(seed, rate_hz, requests, (requests as f64 / rate_hz * 1e9 / 10.0) as u64);
+    let load = if is_fifo { load } else { load.dispersive() };
+    Experiment { policy, column, cpus, threads, seed }.run(p, load, u64::MAX).load.short.quantile_ns(0.99)
+}
+
 /// A switch to a task that was prestaged, in ns, and reads across the link that it waited for.
 pub(super) fn switch(p: &Parameters, column: Column, seed: u64) -> (f64, f64) {
     let experiment = Experiment { policy: Chosen::Fifo, column, cpus: 4, threads: THREADS, seed };

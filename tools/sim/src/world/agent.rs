@@ -21,6 +21,8 @@ pub(super) struct Home<'w, P> {
     pub(super) begun: bool,
     pub(super) number: u32,
     pub(super) hangs: bool,
+    /// The latest of the messages' times.
+    pub(super) latest_ns: u64,
 }
 
 /// Counts and digests what a policy decides.
@@ -28,6 +30,9 @@ pub(super) struct Deciding<'a, D> {
     pub(super) inner: &'a mut D,
     pub(super) made: u32,
     pub(super) digest: &'a mut u64,
+    /// CPUs of another enclave, by bit, and the first of them that is decided for.
+    pub(super) foreign: u64,
+    pub(super) outside: Option<u16>,
     /// What is decided ahead is kept back until its CPU asks, where nothing is prestaged.
     pub(super) back: Option<&'a mut Back>,
 }
@@ -52,6 +57,9 @@ impl<D: Decide> Decide for Deciding<'_, D> {
         }
         self.made += txns.len() as u32;
         for txn in txns {
+            if txn.cpu < 64 && self.foreign >> txn.cpu & 1 != 0 {
+                self.outside.get_or_insert(txn.cpu);
+            }
             txn.to_payload().iter().for_each(|&word| mix(self.digest, word));
         }
         self.inner.txns_commit(txns)
@@ -122,17 +130,17 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             incarnation: number,
             taken,
             resyncs: self.resyncs_asked,
-            clock: AgentClock::Own,
+            clock: self.setup.clock,
         };
         let mut agent = Agent::new(bindings, ()).expect("CPUs within bounds");
         agent.create_queue(&memory.card.messages).expect("a fresh ring");
         agent.report(AgentState::Running, false);
         let policy = (self.make)();
-        self.home = Some(Home { agent, policy, begun: false, number, hangs: false });
+        self.home = Some(Home { agent, policy, begun: false, number, hangs: false, latest_ns: 0 });
         self.host_decides = false;
         self.watchdog.reset();
         self.outbox.clear();
-        self.resync_due = true;
+        self.resync_due = !self.setup.is_told;
         self.pump();
     }
 
@@ -167,9 +175,13 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             inner: &mut home.agent,
             made: 0,
             digest: &mut self.seen.trace_hash,
+            foreign: self.setup.foreign,
+            outside: None,
             back: if self.setup.costs.prestages { None } else { Some(&mut self.back) },
         };
         let mut waits = false;
+        let mut took = false;
+        let by_messages = P::TIMED && self.setup.clock == AgentClock::Messages;
         match deciding.inner.poll_message() {
             Ok(Some(message)) => {
                 self.told.pop_front();
@@ -182,17 +194,28 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                 self.seen.messages += 1;
                 // What was meant for nobody is passed over, as the libOS's loop does.
                 if home.begun {
+                    if by_messages {
+                        home.latest_ns = home.latest_ns.max(message.time_ns);
+                        home.policy.time(home.latest_ns, &mut deciding);
+                    }
                     home.policy.message(&message, &mut deciding);
                 }
+                took = true;
             }
             Ok(None) => deciding.inner.report(AgentState::Running, false),
             Err(_) => drop(self.told.pop_front()),
         }
-        if P::TIMED && home.begun {
+        if P::TIMED && home.begun && !by_messages {
             waits = home.policy.time(now_ns, &mut deciding);
         }
-        let made = deciding.made;
+        let (made, outside) = (deciding.made, deciding.outside);
+        if took && let Some(recorder) = &mut self.recorder {
+            recorder.took(&self.memory.card.slots);
+        }
         self.seen.decisions += u64::from(made);
+        if let Some(cpu) = outside {
+            self.violated(format!("a decision for CPU {cpu}, which is another enclave's"));
+        }
         let costs = self.setup.costs;
         let mut busy_ns = now_ns + u64::from(made) * costs.open_ns;
         let rung: Vec<u16> = std::mem::take(&mut *self.memory.rung.borrow_mut());

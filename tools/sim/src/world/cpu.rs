@@ -11,6 +11,8 @@ use std::cmp::Reverse;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doing {
+    /// It does another enclave's work.
+    Foreign,
     Idle,
     /// Between two tasks, or between idleness and a task.
     Switching,
@@ -36,6 +38,9 @@ pub(super) struct Cpu {
 }
 impl<'w, P: Policy, L: Load> World<'w, P, L> {
     pub(super) fn ring(&mut self, cpu: u16) {
+        if self.setup.is_told {
+            return;
+        }
         let at = usize::from(cpu);
         let receive_ns = self.setup.costs.receive_ns;
         match self.cpus[at].doing {
@@ -45,6 +50,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                 self.flush(cpu);
                 self.read_then(cpu, receive_ns, Event::Decide);
             }
+            Doing::Foreign => self.violated(format!("CPU {cpu} is rung, and is another enclave's")),
             Doing::Switching => self.cpus[at].rung = true,
             Doing::Running { task, since_ns } => {
                 let now_ns = self.clock.now_ns();
@@ -99,25 +105,26 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let job = &mut self.jobs[task as usize];
         (job.on, job.last_cpu, job.left_ns) = (None, cpu, 0);
         job.true_stamp += 1;
-        let kind = if job.blocks_left > 0 {
+        let blocks = job.blocks_left > 0;
+        let (kind, state) = match blocks {
+            true => (MessageKind::TaskBlocked, TaskState::Blocked),
+            false => (MessageKind::TaskDead, TaskState::Free),
+        };
+        self.mechanism.change(task, state);
+        let message = self.message(kind, cpu, task, TaskFlags::WAS_ON_CPU);
+        let job = &mut self.jobs[task as usize];
+        if blocks {
             job.blocks_left -= 1;
             job.left_ns = job.request.map_or(0, |request| request.run_ns);
-            self.mechanism.change(task, TaskState::Blocked);
-            MessageKind::TaskBlocked
-        } else {
-            if let Some(request) = job.request.take() {
-                self.seen.finished += 1;
-                if let Some(next) = self.load.finished(&request, now_ns) {
-                    self.followers.push(Reverse(Follower(next)));
-                    self.clock.at(next.at_ns, Event::Follow);
-                }
-            } else {
-                self.violated(format!("task {task} ends twice"));
+        } else if let Some(request) = job.request.take() {
+            self.seen.finished += 1;
+            if let Some(next) = self.load.finished(&request, now_ns) {
+                self.followers.push(Reverse(Follower(next)));
+                self.clock.at(next.at_ns, Event::Follow);
             }
-            self.mechanism.change(task, TaskState::Free);
-            MessageKind::TaskDead
-        };
-        let message = self.mechanism.message(kind, cpu, task, TaskFlags::WAS_ON_CPU);
+        } else {
+            self.violated(format!("task {task} ends twice"));
+        }
         let entry = &mut self.cpus[at];
         entry.pending = Some(message);
         entry.doing = Doing::Switching;
@@ -137,6 +144,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
 
     pub(super) fn next_from_backlog(&mut self) {
         if !self.free.is_empty()
+            && !self.is_booting
             && let Some(request) = self.backlog.pop_front()
         {
             self.create(request);
@@ -245,6 +253,9 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                         ));
                     }
                     self.carried_out(cpu, next, switch.preempted);
+                }
+                _ if verdict.outcome == Outcome::NotPermitted => {
+                    self.violated(format!("a decision outside its enclave, for CPU {}", verdict.cpu));
                 }
                 _ => self.seen.refused += u64::from(verdict.outcome != Outcome::Committed),
             }

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use neap_abi::{Message, MessageKind, TaskFlags};
 use neap_agent::{Doorbell, Policy};
+use neap_host::trace::Step;
 use neap_queue::Line;
 use rand::RngExt;
 
@@ -76,8 +77,13 @@ pub(super) struct Flight {
 impl<'w, P: Policy, L: Load> World<'w, P, L> {
     /// Tells the agent of an event; the line leaves the CPU after `write_ns`.
     pub(super) fn tell(&mut self, kind: MessageKind, cpu: u16, task: u32, flags: TaskFlags, write_ns: u64) {
-        let message = self.labelled(self.mechanism.message(kind, cpu, task, flags));
+        let message = self.message(kind, cpu, task, flags);
         self.emit(message, write_ns);
+    }
+
+    /// The line that tells of an event.
+    pub(super) fn message(&self, kind: MessageKind, cpu: u16, task: u32, flags: TaskFlags) -> Message {
+        self.labelled(self.mechanism.message(kind, cpu, task, flags))
     }
 
     /// A message with the class and group of its task's request.
@@ -141,6 +147,12 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         let line = number & (lines - 1);
         let words = self.memory.host.messages[line as usize].words();
         words.iter().for_each(|&word| mix(&mut self.seen.trace_hash, word));
+        if let Some(recorder) = &mut self.recorder
+            && let Some((payload, _)) = self.memory.host.messages[line as usize].read_any()
+            && let Ok(message) = Message::from_payload(&payload)
+        {
+            recorder.steps.push(Step { message, decisions: Vec::new() });
+        }
         if !self.link_up {
             return true;
         }

@@ -13,12 +13,14 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use neap_abi::{Message, MessageKind, TaskFlags, Version};
+use neap_abi::{Clock as AgentClock, Message, MessageKind, TaskFlags, Version};
 use neap_agent::Policy;
 use neap_host::mechanism::{Mechanism, TaskState};
 use neap_host::ownership::Owners;
+use neap_host::trace::{Step, Watch};
 use neap_host::wire::Wire;
 use neap_mechanism::watch::Watchdog;
+use neap_queue::Line;
 use rand_chacha::ChaCha8Rng;
 
 use self::agent::{Back, Home};
@@ -40,18 +42,42 @@ const WATCHDOG: Duration = Duration::from_millis(20);
 /// What a world is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// Host CPUs, all of the enclave.
+    /// Host CPUs.
     pub cpus: u16,
+    /// Those of them that are another enclave's, by bit.
+    pub foreign: u64,
     /// Tasks that there can be at a time.
     pub tasks: u32,
     /// What things cost.
     pub costs: Costs,
     /// What host and agent speak.
     pub version: Version,
+    /// Whose time the policy is told.
+    pub clock: AgentClock,
+    /// The host only says what it is told to ([`World::say`]), and does nothing of its own.
+    pub is_told: bool,
     /// Whether things go wrong: then the host looks after its agent.
     pub faults: bool,
     /// A task's longest wait before it counts as starved, in ns.
     pub starved_ns: u64,
+}
+
+impl Setup {
+    /// Whether a CPU is another enclave's.
+    fn is_foreign(&self, cpu: u16) -> bool {
+        cpu < 64 && self.foreign >> cpu & 1 != 0
+    }
+}
+
+/// The enclave's mechanism, and that of the one beside it, on one host.
+fn mechanisms(setup: &Setup) -> (Mechanism, Mechanism) {
+    let owners = Arc::new(Owners::new(setup.cpus, setup.tasks));
+    let [mut ours, mut theirs] = [0, 1].map(|id| Mechanism::sharing(Arc::clone(&owners), id, setup.version));
+    for cpu in 0..setup.cpus {
+        let whose = if setup.is_foreign(cpu) { &mut theirs } else { &mut ours };
+        whose.adopt_cpu(cpu);
+    }
+    (ours, theirs)
 }
 
 /// A request.
@@ -153,6 +179,8 @@ pub enum Event {
     Restart(u32),
     /// The link is there again.
     LinkUp,
+    /// The host is.
+    Booted,
 }
 
 /// What a world has seen.
@@ -209,6 +237,8 @@ pub struct World<'w, P, L> {
     setup: Setup,
     memory: &'w Memory,
     mechanism: Mechanism,
+    /// That of the other enclave on the same host.
+    neighbour: Mechanism,
     wire: Wire<'w>,
     home: Option<Home<'w, P>>,
     make: Box<dyn FnMut() -> P + 'w>,
@@ -236,6 +266,8 @@ pub struct World<'w, P, L> {
     /// How often each kind of trouble is still to befall what comes next.
     trouble: [u32; FaultKind::COUNT],
     link_up: bool,
+    /// The host is not there.
+    is_booting: bool,
     host_decides: bool,
     outbox: VecDeque<Message>,
     resync_due: bool,
@@ -245,6 +277,25 @@ pub struct World<'w, P, L> {
     resync_since_ns: Option<u64>,
     /// The next agent needs a session of its own.
     anew: bool,
+    recorder: Option<Recorder>,
+}
+
+/// Keeps what the agent is told, and what it decides.
+struct Recorder {
+    steps: Vec<Step>,
+    /// How many of them the agent has taken.
+    taken: usize,
+    watch: Watch,
+}
+
+impl Recorder {
+    /// The agent has taken the next message: what it has decided lies in `slots`.
+    fn took(&mut self, slots: &[Line]) {
+        if let Some(step) = self.steps.get_mut(self.taken) {
+            step.decisions = self.watch.look(slots);
+            self.taken += 1;
+        }
+    }
 }
 
 impl<'w, P: Policy, L: Load> World<'w, P, L> {
@@ -260,11 +311,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         rng: ChaCha8Rng,
         faults: Vec<Fault>,
     ) -> Self {
-        let owners = Arc::new(Owners::new(setup.cpus, setup.tasks));
-        let mut mechanism = Mechanism::sharing(owners, 0, setup.version);
-        for cpu in 0..setup.cpus {
-            mechanism.adopt_cpu(cpu);
-        }
+        let (mechanism, neighbour) = mechanisms(&setup);
         let wire = Wire::new(&memory.host.messages, &memory.host.slots, &memory.card.control)
             .expect("the caller gives a ring");
         let cpu = Cpu {
@@ -275,18 +322,22 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             rung: false,
             switch_since_ns: 0,
         };
+        let foreign = Cpu { doing: Doing::Foreign, ..cpu };
+        let cpus =
+            (0..setup.cpus).map(|number| if setup.is_foreign(number) { foreign } else { cpu }).collect();
         let mut world = Self {
             clock: Clock::default(),
             seen: Seen::default(),
             setup,
             memory,
             mechanism,
+            neighbour,
             wire,
             home: None,
             make: Box::new(make),
             load,
             rng,
-            cpus: vec![cpu; usize::from(setup.cpus)],
+            cpus,
             jobs: vec![Job::default(); setup.tasks as usize],
             free: (0..setup.tasks).rev().collect(),
             coming: None,
@@ -303,6 +354,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             faults,
             trouble: [0; FaultKind::COUNT],
             link_up: true,
+            is_booting: false,
             host_decides: false,
             outbox: VecDeque::new(),
             resync_due: false,
@@ -310,6 +362,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             watchdog: Watchdog::new(WATCHDOG),
             resync_since_ns: None,
             anew: false,
+            recorder: None,
         };
         world.new_agent();
         world.clock.at(0, Event::Arrival);
@@ -332,6 +385,28 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                 break;
             }
         }
+    }
+
+    /// Keeps from now on what the agent is told, and what it decides; from the world's beginning, before anything has happened.
+    pub fn record(&mut self) {
+        let watch = Watch::over(&self.memory.card.slots);
+        let sent = |line: &Line| Message::from_payload(&line.read_any()?.0).ok();
+        // The first resync is on its way already.
+        let steps = self.memory.host.messages.iter().map_while(sent);
+        let steps = steps.map(|message| Step { message, decisions: Vec::new() }).collect();
+        self.recorder = Some(Recorder { steps, taken: 0, watch });
+    }
+
+    /// What was recorded.
+    pub fn recorded(&mut self) -> Vec<Step> {
+        self.recorder.take().map(|recorder| recorder.steps).unwrap_or_default()
+    }
+
+    /// Tells the agent a message, and lets everything happen that comes of it. False if the ring has no room.
+    pub fn say(&mut self, message: Message) -> bool {
+        let sent = self.send(message, self.setup.costs.write_ns);
+        self.run(u64::MAX);
+        sent
     }
 
     /// What it has seen, and the load with what that has counted.
@@ -396,11 +471,12 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
             Event::Beat => self.beat(),
             Event::Fault(number) => self.fault(number),
             Event::Restart(number) => {
-                if self.agents == number {
+                if self.agents == number && !self.is_booting {
                     self.new_agent();
                 }
             }
             Event::LinkUp => self.link_is_up(),
+            Event::Booted => self.host_is_up(),
         }
     }
 
@@ -418,7 +494,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
 
     fn admit(&mut self, request: Request) {
         self.seen.arrived += 1;
-        if self.free.is_empty() {
+        if self.free.is_empty() || self.is_booting {
             self.backlog.push_back(request);
         } else {
             self.create(request);

@@ -7,8 +7,8 @@ use neap_host::mechanism::AgentStanding;
 use neap_mechanism::watch::{Beat, Blame};
 use neap_queue::Line;
 
-use super::cpu::Doing;
-use super::{BEAT_NS, Event, LOOK_UP_NS, Load, World};
+use super::cpu::{Cpu, Doing};
+use super::{BEAT_NS, Event, Job, LOOK_UP_NS, Load, World, mechanisms};
 use crate::faults::FaultKind;
 
 /// After that the next agent is there; until then the host decides.
@@ -78,7 +78,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                 None => {}
                 Some(Blame::Agent) => self.agent_ends(),
                 Some(Blame::Host) => {
-                    for cpu in 0..self.setup.cpus {
+                    for (cpu, _) in self.mechanism.own_cpus() {
                         self.clock.after(1, Event::Ring(cpu));
                     }
                 }
@@ -163,7 +163,50 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
                     self.clock.after(u64::from(fault.count) * 1_000_000, Event::LinkUp);
                 }
             }
+            FaultKind::HostReboot => {
+                if !self.is_booting {
+                    self.seen.faults += 1;
+                    self.host_reboots(fault.count);
+                }
+            }
             kind => self.trouble[kind as usize] += fault.count,
+        }
+    }
+
+    /// The host is gone, and with it all that ran there; what was asked for is asked for again once it has booted.
+    fn host_reboots(&mut self, boot_ms: u32) {
+        self.agent_ends();
+        (self.anew, self.is_booting) = (true, true);
+        // Neither what is on the link nor what the agent has yet to take is of the next session.
+        self.epoch += 1;
+        self.told.clear();
+        for cpu in self.cpus.iter_mut().filter(|cpu| cpu.doing != Doing::Foreign) {
+            *cpu = Cpu {
+                doing: Doing::Idle,
+                generation: cpu.generation + 1,
+                pending: None,
+                cached: false,
+                rung: false,
+                switch_since_ns: 0,
+            };
+        }
+        for job in &mut self.jobs {
+            self.backlog.extend(job.request);
+            *job = Job { true_stamp: job.true_stamp + 1, ..Job::default() };
+        }
+        self.free = (0..self.setup.tasks).rev().collect();
+        (self.mechanism, self.neighbour) = mechanisms(&self.setup);
+        self.mechanism.agent = AgentStanding::Gone;
+        self.clock.after(u64::from(boot_ms) * 1_000_000, Event::Booted);
+    }
+
+    pub(super) fn host_is_up(&mut self) {
+        self.is_booting = false;
+        while !self.free.is_empty() && !self.backlog.is_empty() {
+            self.next_from_backlog();
+        }
+        if self.link_up {
+            self.clock.after(RESTART_NS, Event::Restart(self.agents));
         }
     }
 

@@ -6,7 +6,6 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
 use neap_sim::faults::{self, Script};
-use neap_sim::policy::Chosen;
 use serde::Serialize;
 
 use crate::progress::Step;
@@ -14,7 +13,7 @@ use crate::progress::Step;
 /// Options of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct Options {
-    /// How many seeds.
+    /// How many seeds; policies take turns at them.
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     pub seeds: u64,
     /// The first seed.
@@ -43,7 +42,7 @@ pub fn run(options: Options) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let step = Mutex::new(Step::start(format!("running {} seeds from {}", options.seeds, options.first)));
     let began = Instant::now();
-    let found = faults::search(Chosen::Fifo, options.first, options.seeds, threads, &|done| {
+    let found = faults::search(None, options.first, options.seeds, threads, &|done| {
         if done.is_multiple_of(1000)
             && let Ok(mut step) = step.lock()
         {
@@ -88,7 +87,7 @@ pub fn run(options: Options) -> Result<()> {
 }
 
 fn again(seed: u64, json: bool) -> Result<()> {
-    let script = Script::of(seed);
+    let script = Script::of(seed, None);
     let (verdict, same) = (script.run(), script.run());
     let hash = format!("{:016x}", verdict.seen.trace_hash);
     let faults: Vec<String> = script.faults.iter().map(ToString::to_string).collect();

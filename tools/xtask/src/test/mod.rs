@@ -8,6 +8,7 @@
 mod attacks;
 mod cases;
 mod docs;
+mod homes;
 mod linux;
 mod package;
 mod qemu;
@@ -92,7 +93,7 @@ struct Stage {
 }
 
 /// All stages, in order.
-const STAGES: [Stage; 19] = [
+const STAGES: [Stage; 20] = [
     Stage { name: "fmt", about: "the sources' form", run: stages::fmt },
     Stage { name: "clippy", about: "lints, for the host and for the card", run: stages::clippy },
     Stage { name: "unit", about: "unit, integration and documentation tests on the host", run: stages::unit },
@@ -119,6 +120,11 @@ const STAGES: [Stage; 19] = [
         name: "sessions",
         about: "the firmware on QEMU under good hosts and bad ones",
         run: sessions::run,
+    },
+    Stage {
+        name: "homes",
+        about: "a trace of each policy, which gives the same decisions wherever its agent runs",
+        run: homes::run,
     },
     Stage { name: "attacks", about: "hostile agents beside good ones, each refused", run: attacks::run },
     Stage { name: "path", about: "the decision path's instructions against their budget", run: stages::path },
