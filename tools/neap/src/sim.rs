@@ -162,13 +162,13 @@ fn own(options: &SimOptions) -> Result<u8> {
     let us = |ns: u64| ns as f64 / 1e3;
     let seen = match &options.workload {
         Some(file) => {
-            let workload = workload(file)?;
+            let mut workload = workload(file)?;
             let threads = workload.threads();
             let until_ns = workload.duration_ns.map_or(u64::MAX, |ns| ns.saturating_add(REST_NS));
-            let ran = Experiment { policy, column, cpus, threads, seed }.run(&p, workload, until_ns);
-            run.latency_p50_us = us(ran.load.latency.quantile_ns(0.5));
-            run.latency_p99_us = us(ran.load.latency.quantile_ns(0.99));
-            (run.tasks, run.events) = (ran.load.ended, ran.events);
+            let ran = Experiment { policy, column, cpus, threads, seed }.run(&p, &mut workload, until_ns);
+            run.latency_p50_us = us(workload.latency.quantile_ns(0.5));
+            run.latency_p99_us = us(workload.latency.quantile_ns(0.99));
+            (run.tasks, run.events) = (workload.ended, ran.events);
             ran.seen
         }
         None => {
@@ -177,9 +177,9 @@ fn own(options: &SimOptions) -> Result<u8> {
             if options.dispersive {
                 load = load.dispersive().classed();
             }
-            let ran = Experiment { policy, column, cpus, threads: 1000, seed }.run(&p, load, u64::MAX);
-            run.latency_p50_us = us(ran.load.short.quantile_ns(0.5));
-            run.latency_p99_us = us(ran.load.short.quantile_ns(0.99));
+            let ran = Experiment { policy, column, cpus, threads: 1000, seed }.run(&p, &mut load, u64::MAX);
+            run.latency_p50_us = us(load.short.quantile_ns(0.5));
+            run.latency_p99_us = us(load.short.quantile_ns(0.99));
             run.events = ran.events;
             ran.seen
         }

@@ -194,13 +194,13 @@ impl Script {
             faults: true,
             starved_ns: STARVED_NS + lost * LOST_NS,
         };
-        let load = Poisson::new(self.seed ^ 1, self.rate_hz, self.requests, 0)
+        let mut load = Poisson::new(self.seed ^ 1, self.rate_hz, self.requests, 0)
             .of_ns(self.run_ns, LONG * self.run_ns, LONG_SHARE)
             .blocking(self.blocks_max)
             .classed()
             .grouped(3);
         let rng = ChaCha8Rng::seed_from_u64(self.seed ^ 2);
-        let mut world = World::new(setup, memory, make, load, rng, self.faults.clone());
+        let mut world = World::new(setup, memory, make, &mut load, rng, self.faults.clone());
         while !(world.drained() && world.clock.now_ns() > TROUBLED_NS)
             && world.seen.violations.is_empty()
             && world.clock.now_ns() < OVER_NS

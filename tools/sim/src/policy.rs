@@ -96,11 +96,9 @@ pub struct Experiment {
 
 /// What came of it.
 #[derive(Debug)]
-pub struct Outcome<L> {
+pub struct Outcome {
     /// What the world has seen.
     pub seen: Seen,
-    /// The load, with what it has counted.
-    pub load: L,
     /// Events that happened.
     pub events: u64,
 }
@@ -110,8 +108,7 @@ impl Experiment {
     ///
     /// # Panics
     /// The agent ends, which it does nowhere here.
-    #[must_use]
-    pub fn run<L: Load>(&self, p: &Parameters, load: L, until_ns: u64) -> Outcome<L> {
+    pub fn run(&self, p: &Parameters, load: &mut dyn Load, until_ns: u64) -> Outcome {
         let costs = self.column.costs(p);
         let memory = Memory::new(4096, self.cpus);
         let mut table = vec![Task::ABSENT; TASKS];

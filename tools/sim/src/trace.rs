@@ -1,6 +1,6 @@
 //! Traces: recorded in the simulator, and replayed in it.
 
-use neap_abi::{Clock, Message, Txn, VERSION};
+use neap_abi::{Clock, Txn, VERSION};
 use neap_host::trace::{Step, Trace};
 use neap_policies::{TASKS, Task};
 use rand::SeedableRng;
@@ -45,13 +45,15 @@ impl Load for Nothing {
     }
 }
 
-/// Runs `then` in a world of Neap's costs, by the messages' clock.
-fn in_world<L: Load>(
+/// What is recorded in a world of Neap's costs, by the messages' clock, while `load` runs there; or, where there is none, while
+/// its host says `messages`.
+fn recorded(
     policy: Chosen,
-    (cpus, is_told, seed): (u16, bool, u64),
-    load: L,
-    then: impl FnOnce(&mut dyn Told),
-) {
+    cpus: u16,
+    seed: u64,
+    load: Option<&mut dyn Load>,
+    messages: &[Step],
+) -> Vec<Step> {
     let memory = Memory::new(RING_LINES, cpus);
     let setup = Setup {
         cpus,
@@ -60,43 +62,27 @@ fn in_world<L: Load>(
         costs: Column::Neap.costs(&Parameters::usual()),
         version: VERSION,
         clock: Clock::Messages,
-        is_told,
+        is_told: load.is_none(),
         faults: false,
         starved_ns: u64::MAX,
     };
     let mut table = vec![Task::ABSENT; TASKS];
     let mut table = <&mut [Task; TASKS]>::try_from(table.as_mut_slice()).ok();
     let rng = ChaCha8Rng::seed_from_u64(seed ^ 2);
+    let mut nothing = Nothing;
+    let load = load.unwrap_or(&mut nothing);
     with_policy!(policy, cpus, TASKS, |make| {
         let make = || make(table.take().expect("one agent"));
         let mut world = World::new(setup, &memory, make, load, rng, Vec::new());
         world.record();
-        then(&mut world);
-    });
-}
-
-/// A world of whichever policy.
-trait Told {
-    /// Lets all of it happen.
-    fn run_out(&mut self) -> Vec<Step>;
-    /// Tells the agent messages, one by one.
-    fn say_all(&mut self, messages: &mut dyn Iterator<Item = Message>) -> Vec<Step>;
-}
-
-impl<P: neap_agent::Policy, L: Load> Told for World<'_, P, L> {
-    fn run_out(&mut self) -> Vec<Step> {
-        self.run(u64::MAX);
-        self.recorded()
-    }
-
-    fn say_all(&mut self, messages: &mut dyn Iterator<Item = Message>) -> Vec<Step> {
-        for message in messages {
-            if !self.say(message) {
+        world.run(u64::MAX);
+        for step in messages {
+            if !world.say(step.message) {
                 break;
             }
         }
-        self.recorded()
-    }
+        world.recorded()
+    })
 }
 
 impl Recording {
@@ -105,9 +91,9 @@ impl Recording {
     pub fn take(&self) -> Trace {
         let &Self { policy, cpus, requests, seed } = self;
         let rate_hz = BUSY * f64::from(cpus) * 1e9 / REQUEST_NS;
-        let load = Poisson::new(seed, rate_hz, requests, 0).dispersive().classed().grouped(3).blocking(2);
-        let mut steps = Vec::new();
-        in_world(policy, (cpus, false, seed), load, |world| steps = world.run_out());
+        let load = Poisson::new(seed, rate_hz, requests, 0);
+        let mut load = load.dispersive().classed().grouped(3).blocking(2);
+        let steps = recorded(policy, cpus, seed, Some(&mut load), &[]);
         let source = format!("the simulator, seed {seed}, {requests} requests");
         Trace { policy: policy.name().to_owned(), cpus, source, steps }
     }
@@ -117,10 +103,7 @@ impl Recording {
 #[must_use]
 pub fn replay(trace: &Trace) -> Option<Vec<Vec<Txn>>> {
     let policy = Chosen::named(&trace.policy)?;
-    let mut steps = Vec::new();
-    in_world(policy, (trace.cpus, true, 0), Nothing, |world| {
-        steps = world.say_all(&mut trace.steps.iter().map(|step| step.message));
-    });
+    let steps = recorded(policy, trace.cpus, 0, None, &trace.steps);
     Some(steps.into_iter().map(|step| step.decisions).collect())
 }
 

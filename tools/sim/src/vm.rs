@@ -50,7 +50,7 @@ pub fn work(p: &Parameters, tickless: bool, active: u32) -> f64 {
 pub fn gain(p: &Parameters, seed: u64, active: u32) -> f64 {
     let experiment =
         Experiment { policy: Chosen::Vm, column: Column::Neap, cpus: SOCKET, threads: active, seed };
-    let ran = experiment.run(p, Busy { left: active }, TIME_NS);
+    let ran = experiment.run(p, &mut Busy { left: active }, TIME_NS);
     let share = ran.seen.tickless as f64 / ran.seen.committed.max(1) as f64;
     let placed = if ran.seen.committed >= u64::from(active) { share } else { 0.0 };
     (work(p, true, active) * placed + work(p, false, active) * (1.0 - placed)) / work(p, false, active)

@@ -20,8 +20,9 @@ const DISPERSIVE_OVERLOAD_HZ: f64 = 4e5;
 /// Requests a second that FIFO serves when there are more than it can: 10 µs GETs.
 pub(super) fn fifo_hz(p: &Parameters, column: Column, cpus: u16, seed: u64) -> f64 {
     let experiment = Experiment { policy: Chosen::Fifo, column, cpus, threads: THREADS, seed };
-    let load = Poisson::new(seed, FIFO_OVERLOAD_HZ, FIFO_REQUESTS, 5_000_000);
-    experiment.run(p, load, u64::MAX).load.throughput_hz()
+    let mut load = Poisson::new(seed, FIFO_OVERLOAD_HZ, FIFO_REQUESTS, 5_000_000);
+    experiment.run(p, &mut load, u64::MAX);
+    load.throughput_hz()
 }
 
 /// Requests a second with 0.5 % of 10 ms among them.
@@ -31,7 +32,8 @@ pub(super) fn dispersive_hz(p: &Parameters, policy: Chosen, column: Column, cpus
     if policy == Chosen::MqShinjuku {
         load = load.classed();
     }
-    experiment.run(p, load, u64::MAX).load.throughput_hz()
+    experiment.run(p, &mut load, u64::MAX);
+    load.throughput_hz()
 }
 
 /// The p99 of GETs at a rate, in ns: of nothing but GETs under FIFO, else with 0.5 % of 10 ms among them.
@@ -47,14 +49,15 @@ pub(super) fn p99_ns(
     let requests = if is_fifo { FIFO_REQUESTS } else { DISPERSIVE_REQUESTS };
     // Until queues are as long as they will be.
     let load = Poisson::new(seed, rate_hz, requests, (requests as f64 / rate_hz * 1e9 / 10.0) as u64);
-    let load = if is_fifo { load } else { load.dispersive() };
-    Experiment { policy, column, cpus, threads, seed }.run(p, load, u64::MAX).load.short.quantile_ns(0.99)
+    let mut load = if is_fifo { load } else { load.dispersive() };
+    Experiment { policy, column, cpus, threads, seed }.run(p, &mut load, u64::MAX);
+    load.short.quantile_ns(0.99)
 }
 
 /// A switch to a task that was prestaged, in ns, and reads across the link that it waited for.
 pub(super) fn switch(p: &Parameters, column: Column, seed: u64) -> (f64, f64) {
     let experiment = Experiment { policy: Chosen::Fifo, column, cpus: 4, threads: THREADS, seed };
-    let ran = experiment.run(p, Poisson::new(seed, FIFO_OVERLOAD_HZ, 5_000, 0), u64::MAX);
+    let ran = experiment.run(p, &mut Poisson::new(seed, FIFO_OVERLOAD_HZ, 5_000, 0), u64::MAX);
     let hits = ran.seen.hits.max(1) as f64;
     (ran.seen.hit_switch_ns as f64 / hits, ran.seen.hit_uncached_reads as f64 / hits)
 }
@@ -63,7 +66,8 @@ pub(super) fn switch(p: &Parameters, column: Column, seed: u64) -> (f64, f64) {
 /// the start, so that the agent hears of their ends alone.
 pub(super) fn one_cpu_switch_ns(p: &Parameters, column: Column, seed: u64) -> f64 {
     let experiment = Experiment { policy: Chosen::Fifo, column, cpus: 1, threads: THREADS_DISPERSIVE, seed };
-    let ran = experiment.run(p, Poisson::new(seed, 1e9, u64::from(THREADS_DISPERSIVE), 0), u64::MAX);
+    let mut load = Poisson::new(seed, 1e9, u64::from(THREADS_DISPERSIVE), 0);
+    let ran = experiment.run(p, &mut load, u64::MAX);
     let mut switches_ns = ran.seen.switches_ns;
     switches_ns.sort_unstable();
     switches_ns.get(switches_ns.len() / 2).copied().map_or(0.0, f64::from)

@@ -7,7 +7,7 @@ use neap_host::wire::Wire;
 use neap_queue::Line;
 
 use super::link::Bell;
-use super::{Event, Load, World, mix};
+use super::{Event, World, mix};
 
 /// An agent that waits for a moment looks at its clock so often.
 const POLL_NS: u64 = 500;
@@ -82,7 +82,7 @@ impl<D: Decide> Decide for Deciding<'_, D> {
         self.inner.resync();
     }
 }
-impl<'w, P: Policy, L: Load> World<'w, P, L> {
+impl<'w, P: Policy> World<'w, P> {
     pub(super) fn new_agent(&mut self) {
         let goes_on = self.setup.version >= COMES_AND_GOES && self.agents > 0 && !self.anew;
         let mut taken = 0;

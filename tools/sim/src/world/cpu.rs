@@ -6,7 +6,7 @@ use neap_agent::Policy;
 use neap_host::mechanism::{AgentStanding, TaskState};
 use rand::RngExt;
 
-use super::{Event, Follower, Job, Load, World};
+use super::{Event, Follower, Job, World};
 use std::cmp::Reverse;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(super) struct Cpu {
     pub(super) rung: bool,
     pub(super) switch_since_ns: u64,
 }
-impl<'w, P: Policy, L: Load> World<'w, P, L> {
+impl<'w, P: Policy> World<'w, P> {
     pub(super) fn ring(&mut self, cpu: u16) {
         if self.setup.is_told {
             return;

@@ -9,7 +9,7 @@ use neap_host::trace::Step;
 use neap_queue::Line;
 use rand::RngExt;
 
-use super::{Event, Load, Request, World, mix};
+use super::{Event, Request, World, mix};
 use crate::faults::FaultKind;
 
 /// Words of a line.
@@ -74,7 +74,7 @@ pub(super) struct Flight {
     pub(super) epoch: u32,
 }
 
-impl<'w, P: Policy, L: Load> World<'w, P, L> {
+impl<'w, P: Policy> World<'w, P> {
     /// Tells the agent of an event; the line leaves the CPU after `write_ns`.
     pub(super) fn tell(&mut self, kind: MessageKind, cpu: u16, task: u32, flags: TaskFlags, write_ns: u64) {
         let message = self.message(kind, cpu, task, flags);

@@ -229,7 +229,7 @@ fn mix(digest: &mut u64, word: u64) {
 }
 
 /// A host, a link and an agent.
-pub struct World<'w, P, L> {
+pub struct World<'w, P> {
     /// The clock, with what is to come.
     pub clock: Clock<Event>,
     /// What it has seen.
@@ -242,7 +242,7 @@ pub struct World<'w, P, L> {
     wire: Wire<'w>,
     home: Option<Home<'w, P>>,
     make: Box<dyn FnMut() -> P + 'w>,
-    load: L,
+    load: &'w mut dyn Load,
     rng: ChaCha8Rng,
     cpus: Vec<Cpu>,
     jobs: Vec<Job>,
@@ -298,7 +298,7 @@ impl Recorder {
     }
 }
 
-impl<'w, P: Policy, L: Load> World<'w, P, L> {
+impl<'w, P: Policy> World<'w, P> {
     /// A world at rest, with its first agent and its first request on their way.
     ///
     /// # Panics
@@ -307,7 +307,7 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         setup: Setup,
         memory: &'w Memory,
         make: impl FnMut() -> P + 'w,
-        load: L,
+        load: &'w mut dyn Load,
         rng: ChaCha8Rng,
         faults: Vec<Fault>,
     ) -> Self {
@@ -409,9 +409,9 @@ impl<'w, P: Policy, L: Load> World<'w, P, L> {
         sent
     }
 
-    /// What it has seen, and the load with what that has counted.
-    pub fn into_outcome(self) -> Ran<L> {
-        Ran { events: self.clock.events(), seen: self.seen, load: self.load }
+    /// What it has seen.
+    pub fn into_outcome(self) -> Ran {
+        Ran { events: self.clock.events(), seen: self.seen }
     }
 
     /// Whether every request has ended.

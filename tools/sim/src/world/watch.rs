@@ -8,13 +8,13 @@ use neap_mechanism::watch::{Beat, Blame};
 use neap_queue::Line;
 
 use super::cpu::{Cpu, Doing};
-use super::{BEAT_NS, Event, Job, LOOK_UP_NS, Load, World, mechanisms};
+use super::{BEAT_NS, Event, Job, LOOK_UP_NS, World, mechanisms};
 use crate::faults::FaultKind;
 
 /// After that the next agent is there; until then the host decides.
 const RESTART_NS: u64 = 2_000_000;
 
-impl<'w, P: Policy, L: Load> World<'w, P, L> {
+impl<'w, P: Policy> World<'w, P> {
     pub(super) fn look_up(&mut self) {
         for cpu in 0..self.setup.cpus {
             if self.cpus[usize::from(cpu)].doing == Doing::Idle {

@@ -44,7 +44,7 @@ pub fn run(json: bool) -> Result<()> {
             load = load.dispersive();
         }
         let began = Instant::now();
-        let ran = experiment.run(&p, load, u64::MAX);
+        let ran = experiment.run(&p, &mut load, u64::MAX);
         let seconds = began.elapsed().as_secs_f64();
         let events_per_s = ran.events as f64 / seconds;
         let (policy, host_cpus, events) = (policy.name(), experiment.cpus, ran.events);

@@ -18,6 +18,20 @@ const REMOVE: Limits = Limits::total(300);
 /// How long something stays that nobody asks for.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Where all of them lie, and where the one called `name` does that is made of `inputs`.
+fn place(name: &str, inputs: &impl Hash) -> (PathBuf, PathBuf) {
+    let mut hasher = DefaultHasher::new();
+    inputs.hash(&mut hasher);
+    let parent = paths::cache_dir().join("linux");
+    let dir = parent.join(format!("{name}-{:016x}", hasher.finish()));
+    (parent, dir)
+}
+
+/// Whether the directory `name` of `inputs` has been made.
+pub(super) fn is_there(name: &str, inputs: &impl Hash) -> bool {
+    place(name, inputs).1.is_dir()
+}
+
 /// The directory `name` that `make` makes of `inputs`, which appears under its name when it is whole. One process makes
 /// it; others wait for that.
 pub(super) fn ready(
@@ -25,10 +39,7 @@ pub(super) fn ready(
     inputs: &impl Hash,
     make: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let mut hasher = DefaultHasher::new();
-    inputs.hash(&mut hasher);
-    let parent = paths::cache_dir().join("linux");
-    let dir = parent.join(format!("{name}-{:016x}", hasher.finish()));
+    let (parent, dir) = place(name, inputs);
     if dir.is_dir() {
         asked_for(&dir);
         return Ok(dir);

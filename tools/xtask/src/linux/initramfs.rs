@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use cpio::newc::{self, Builder, ModeFileType};
@@ -159,14 +160,39 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{} can't be read", path.display()))
 }
 
-/// Builds the `neap` that goes into a guest.
-pub(super) fn neap() -> Result<PathBuf> {
-    setup::libelf()?;
+/// Cargo, building the `neap` that goes into a guest.
+fn building() -> Command {
     let mut command = cargo();
     command.current_dir(paths::root()).args(["build", "--release", "--package", "neap", "--bin", "neap"]);
     if !FEATURES.is_empty() {
         command.args(["--features", FEATURES]);
     }
+    command
+}
+
+/// Cargo at work before its product is asked for, while others wait for a mirror. What it has to say is said when that is.
+pub(super) struct Early(Child);
+
+impl Early {
+    pub(super) fn start() -> Result<Self> {
+        setup::libelf()?;
+        let mut command = building();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self(process::start(&mut command)?))
+    }
+}
+
+impl Drop for Early {
+    fn drop(&mut self) {
+        // By now it has ended, or nobody wants its product.
+        let _ = process::stop(&mut self.0);
+    }
+}
+
+/// Builds the `neap` that goes into a guest.
+pub(super) fn neap() -> Result<PathBuf> {
+    setup::libelf()?;
+    let mut command = building();
     let mut step = Step::start("building neap for the guest");
     let done = process::run(&mut command, Limits::total(1200), &mut step)?;
     if !done.ok() {

@@ -56,6 +56,7 @@ impl Kit {
     /// As the others, and notes how long each step took.
     pub fn ready(flavour: Flavour, times: &mut Times) -> Result<Self> {
         let name = flavour.name();
+        let _early = if Root::is_there() { None } else { Some(initramfs::Early::start()?) };
         let root = times.step("root", Root::ready)?;
         let kernel = times.step(&format!("{name} kernel"), || Kernel::ready(&root, flavour))?;
         let module = times.step(&format!("{name} module"), || module::build(&root, &kernel))?;

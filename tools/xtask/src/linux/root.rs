@@ -3,6 +3,7 @@
 //! Nothing is ever mounted but in a namespace of the command that needs it, so nothing stays mounted however it ends.
 
 use std::fs;
+use std::hash::Hash;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -114,11 +115,11 @@ pub struct Mount<'a> {
 impl Root {
     /// The root; makes one where there is none.
     pub fn ready() -> Result<Self> {
+        let recipe = Self::recipe();
         ensure!(
             cfg!(target_arch = "x86_64"),
             "the Linux guest is an x86 machine, made of amd64 packages, and this machine is none: run it on one that is"
         );
-        let recipe = (SUITE, PACKAGES, BACKPORTS, EXCLUDED, FINISH);
         let dir = cache::ready("root", &recipe, |part| {
             make(part).context(
                 "no Debian root could be made, which the host driver and its kernels are built in; it takes root, or \
@@ -129,6 +130,16 @@ impl Root {
         let packages =
             fs::read_to_string(&list).with_context(|| format!("{} can't be read", list.display()))?;
         Ok(Self { dir, packages })
+    }
+
+    /// What it is made by.
+    fn recipe() -> impl Hash {
+        (SUITE, PACKAGES, BACKPORTS, EXCLUDED, FINISH)
+    }
+
+    /// Whether one has been made.
+    pub fn is_there() -> bool {
+        cache::is_there("root", &Self::recipe())
     }
 
     /// Where it lies.

@@ -10,7 +10,7 @@ use crate::progress::Step;
 
 /// Host CPUs, and the load's requests.
 const CPUS: u16 = 6;
-const REQUESTS: u64 = 400;
+const REQUESTS: u64 = 1500;
 const SEED: u64 = 20;
 
 pub(super) fn run() -> Result<Verdict> {
