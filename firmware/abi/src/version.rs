@@ -16,6 +16,9 @@ pub struct Version {
 pub const VERSION: Version = Version { major: 1, minor: 2 };
 
 impl Version {
+    /// The first in which agents come and go within a session: each has a number, and there are managers.
+    pub const AGENTS_COME_AND_GO: Self = Self { major: 1, minor: 2 };
+
     /// The version that two sides speak together: the older minor of the two.
     ///
     /// # Errors

@@ -173,7 +173,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             slots.push(slot).map_err(|_| AgentError::TooManyCpus { cpus })?;
         }
         let control = SlotWriter::after(bindings.control);
-        let knows_incarnations = bindings.version >= Version { major: 1, minor: 2 };
+        let knows_incarnations = bindings.version >= Version::AGENTS_COME_AND_GO;
         Ok(Self {
             extension,
             queue: None,

@@ -17,6 +17,30 @@ pub use run::{Exit, run, start};
 pub use neap_abi::Clock;
 use neap_abi::{Message, Txn};
 
+/// Makes the agent of a policy: its number in a host's control line, and the function that runs it, over private memory of one
+/// type. The crate that asks for it depends on `neap-abi` and `neap-queue` beside this one.
+#[macro_export]
+macro_rules! agent_of {
+    ($name:literal, $memory:ty, $make:expr) => {
+        /// The policy's number in a host's control line.
+        pub const POLICY: u32 = neap_abi::control::policy_id($name);
+
+        /// Runs the policy over `messages` (a fresh ring) until the supervisor wants the core back. `memory` holds one entry for
+        /// each task number that the enclave may use, and as many as the policy is made for.
+        ///
+        /// # Errors
+        /// Bindings that make no agent, or memory of another size; nothing has been decided then.
+        pub fn start<D: $crate::Doorbell, I: $crate::Idle>(
+            bindings: $crate::Bindings<'_, D>,
+            messages: &[neap_queue::Line],
+            memory: &mut [$memory],
+            idle: &mut I,
+        ) -> Result<$crate::Exit, $crate::AgentError> {
+            $crate::start(bindings, messages, memory, idle, $make)
+        }
+    };
+}
+
 /// Rings host CPUs.
 pub trait Doorbell {
     /// Raises the vector of host CPU `cpu`. All lines published before are visible to the host when it arrives.

@@ -106,9 +106,6 @@ pub enum AgentStanding {
     Gone,
 }
 
-/// The first version whose txns name their agent.
-const NAMES_AGENTS: Version = Version { major: 1, minor: 2 };
-
 /// The state of one enclave's tasks and CPUs.
 #[derive(Debug)]
 pub struct Mechanism {
@@ -390,7 +387,8 @@ impl Mechanism {
     /// Whether a txn was decided by another agent than the one whose txns count.
     #[must_use]
     pub fn is_of_another_agent(&self, txn: &Txn) -> bool {
-        self.version >= NAMES_AGENTS && self.incarnation.is_some_and(|agent| agent != txn.incarnation)
+        self.version >= Version::AGENTS_COME_AND_GO
+            && self.incarnation.is_some_and(|agent| agent != txn.incarnation)
     }
 
     /// The outcome that a txn would have now. Changes nothing.

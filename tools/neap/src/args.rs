@@ -90,6 +90,12 @@ pub enum Command {
     /// seed, and says in which seed something is lost. All of it is modelled, none of it measured.
     #[command(verbatim_doc_comment)]
     Sim(SimOptions),
+    /// Make and show the keys that images are signed with
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Build, inspect and verify what a card boots
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Record what an agent is told and decides, and replay it: in the simulator, on the host, on QEMU
     ///
     /// A trace is replayed message by message, by the messages' own clock, so that each policy decides the
@@ -153,6 +159,67 @@ pub struct SimOptions {
     /// Let things go wrong, in so many seeds
     #[arg(long, value_name = "SEEDS", conflicts_with_all = ["workload", "rate"], value_parser = RangedU64ValueParser::<u64>::new().range(1..=100_000_000))]
     pub faults: Option<u64>,
+}
+
+/// What to do with keys.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key: FILE, which signs and is kept secret, and FILE.pub, which cards are given
+    New {
+        /// Where; nothing is ever written over
+        file: PathBuf,
+    },
+    /// Show a key's public half and its name
+    Show {
+        /// Either half's file
+        file: PathBuf,
+    },
+}
+
+/// What to do with images.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Build the firmware and agents, and sign them as one image; the same sources make the same bytes
+    Build(BuildOptions),
+    /// Show what an image says of itself
+    Inspect {
+        /// The image
+        image: PathBuf,
+        /// One JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check every byte of an image
+    Verify {
+        /// The image
+        image: PathBuf,
+        /// The key that it has to be signed with, either half's file
+        #[arg(long, value_name = "FILE")]
+        key: PathBuf,
+    },
+}
+
+/// What to build.
+#[derive(Clone, Debug, Args)]
+pub struct BuildOptions {
+    /// Where to write it
+    #[arg(long, short, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The key that signs it, from `neap key new`
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// The board that it is for
+    #[arg(long, default_value = "qemu_virt", value_name = "NAME")]
+    pub board: String,
+    /// An agent beside the one that the runtime brings; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub agent: Vec<String>,
+    /// Raise it when older images must not be booted any more
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub security_version: u32,
+    /// Write the runtime alone too, as arm64's Image: for `-kernel` and `booti`
+    #[arg(long, value_name = "FILE")]
+    pub raw: Option<PathBuf>,
 }
 
 /// What to do with traces.

@@ -14,6 +14,7 @@ mod children;
 mod driver;
 mod enclaves;
 mod guest;
+mod image;
 mod inspect;
 mod manage;
 mod measured;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
         Command::Status { json, device } => inspect::status(json, device.as_deref()).map(|()| 0),
         Command::Sim(options) => sim::run(&options),
+        Command::Key(command) => image::key(&command).map(|()| 0),
+        Command::Image(command) => image::image(&command).map(|()| 0),
         Command::Trace(command) => trace::trace(&command),
         Command::Bench(BenchCommand::Link(options)) => bench::link(&options).map(|()| 0),
         Command::Check(CheckCommand::Types { device }) => check::types(device.as_deref()).map(|()| 0),

@@ -5,26 +5,9 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
-use neap_agent::{AgentError, Bindings, Doorbell, Exit, Idle};
 use neap_policies::{Fifo, TASKS, Task};
-use neap_queue::Line;
 
-/// The policy's number in a host's control line.
-pub const POLICY: u32 = neap_abi::control::policy_id("fifo");
-
-/// Runs FIFO over `messages` (a fresh ring) until the supervisor wants the core back. `memory` holds [`TASKS`] entries, one
-/// for each task number that the enclave may use.
-///
-/// # Errors
-/// Bindings that make no agent; nothing has been decided then.
-pub fn start<D: Doorbell, I: Idle>(
-    bindings: Bindings<'_, D>,
-    messages: &[Line],
-    memory: &mut [Task],
-    idle: &mut I,
-) -> Result<Exit, AgentError> {
-    neap_agent::start(bindings, messages, memory, idle, Fifo::<TASKS>::new)
-}
+neap_agent::agent_of!("fifo", Task, Fifo::<TASKS>::new);
 
 #[cfg(test)]
 mod tests {
@@ -35,7 +18,8 @@ mod tests {
         AgentControl, AgentState, Clock, Message, MessageKind, Outcome, Payload, TaskFlags, Txn, TxnFlags,
         VERSION,
     };
-    use neap_queue::{SharedProducer, SlotReader};
+    use neap_agent::{AgentError, Bindings, Doorbell, Exit, Idle};
+    use neap_queue::{Line, SharedProducer, SlotReader};
 
     struct Rung<'a>(&'a RefCell<Vec<u16>>);
 

@@ -28,8 +28,6 @@ const CORE: u8 = 1;
 const CORES: u16 = 2;
 /// In the word by which the supervisor wants its core back: it wants it.
 const WANTED: u64 = 1;
-/// The first version that knows managers.
-const MANAGED: Version = Version { major: 1, minor: 2 };
 
 struct HostBell<'p> {
     peer: &'p Peer,
@@ -135,7 +133,7 @@ impl<'w> Boot<'w> {
         let layout = Layout { message_lines, ..Layout::usual(window.bytes(), CORES) };
         let mut hello =
             layout.hello(boot, feature::GROUPS | feature::SLEEPS | feature::MESSAGE_CLOCK, Link::Coherent)?;
-        let managed = version >= MANAGED;
+        let managed = version >= Version::AGENTS_COME_AND_GO;
         if !managed {
             hello = without_managers(&hello);
         }
@@ -289,7 +287,7 @@ impl<'w> Boot<'w> {
             wake: (peer.id(), AGENT_VECTOR),
             session: host.session,
             version: agreed,
-            incarnation: if agreed >= MANAGED { self.incarnation } else { 0 },
+            incarnation: if agreed >= Version::AGENTS_COME_AND_GO { self.incarnation } else { 0 },
             taken,
             resyncs,
             clock: host.clock,

@@ -24,14 +24,11 @@ use crate::window::{HostWindow, HostWindowError};
 use crate::wire::Wire;
 use neap_mechanism::watch::Watchdog;
 
-/// The first version whose agents come and go within a session.
-pub(super) const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
-
 /// The incarnation that an agent's txns bear: its own, none at all where the session knows of no such thing, and 0 where
 /// only the agent is too old to.
 pub(super) fn named_by(agent: &AgentControl, session: Version) -> Option<u32> {
-    let named = if agent.version >= COMES_AND_GOES { agent.incarnation } else { 0 };
-    (session >= COMES_AND_GOES).then_some(named)
+    let named = if agent.version >= Version::AGENTS_COME_AND_GO { agent.incarnation } else { 0 };
+    (session >= Version::AGENTS_COME_AND_GO).then_some(named)
 }
 
 /// What a host remembers of a task beyond the mechanism's needs.

@@ -8,7 +8,7 @@ use neap_abi::control::{INCARNATION_MASK, came_after};
 use neap_abi::message::TASK_NONE;
 use neap_abi::{AgentControl, AgentState, Manage, Version};
 
-use super::enclave::{COMES_AND_GOES, Enclave, State, attachment, named_by};
+use super::enclave::{Enclave, State, attachment, named_by};
 use crate::event::{EventKind, Fault, Level};
 use crate::link::OwnedLink;
 use crate::manager::Manager;
@@ -65,7 +65,7 @@ impl Enclave {
         let agent = link.agent().filter(|agent| agent.session == link.session())?;
         let Some(runs) = state.link.manager().and_then(Manager::running) else { return Some(agent) };
         let can_be = if agent.incarnation == 0 {
-            Version::from_bits(runs.version) < COMES_AND_GOES
+            Version::from_bits(runs.version) < Version::AGENTS_COME_AND_GO
         } else {
             !came_after(state.incarnation, agent.incarnation)
                 && !came_after(agent.incarnation, runs.incarnation.wrapping_add(1))

@@ -11,8 +11,6 @@ use super::{Event, World, mix};
 
 /// An agent that waits for a moment looks at its clock so often.
 const POLL_NS: u64 = 500;
-/// The first version whose agents come and go within a session.
-const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
 
 pub(super) struct Home<'w, P> {
     pub(super) agent: Agent<'w, Bell<'w>>,
@@ -84,7 +82,7 @@ impl<D: Decide> Decide for Deciding<'_, D> {
 }
 impl<'w, P: Policy> World<'w, P> {
     pub(super) fn new_agent(&mut self) {
-        let goes_on = self.setup.version >= COMES_AND_GOES && self.agents > 0 && !self.anew;
+        let goes_on = self.setup.version >= Version::AGENTS_COME_AND_GO && self.agents > 0 && !self.anew;
         let mut taken = 0;
         if goes_on {
             // As the supervisor counts: the control line may be older than the slots.
@@ -113,7 +111,7 @@ impl<'w, P: Policy> World<'w, P> {
         self.anew = false;
         self.agents += 1;
         let number = self.agents;
-        let named = (self.setup.version >= COMES_AND_GOES).then_some(number);
+        let named = (self.setup.version >= Version::AGENTS_COME_AND_GO).then_some(number);
         self.mechanism.agent = AgentStanding::Good;
         self.mechanism.incarnation = named;
         self.wire.succeed(named);

@@ -23,7 +23,7 @@ use super::view::View;
 const CORE: u8 = 1;
 const AGENT_VECTOR: u16 = 1;
 /// The first version that knows managers.
-const MANAGED: Version = Version { major: 1, minor: 2 };
+const MANAGED: Version = Version::AGENTS_COME_AND_GO;
 /// How long joining may take.
 const JOIN: Duration = Duration::from_secs(10);
 /// What a poll waits for at most.

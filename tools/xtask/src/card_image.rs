@@ -1,0 +1,108 @@
+//! What a card boots: the runtime as arm64's boot protocol has it (`Image`), and the signed image around it.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
+use ed25519_dalek::SigningKey;
+use neap_abi::VERSION;
+use neap_loader::image::{Draft, Manifest, PartKind};
+use object::elf::PT_LOAD;
+use object::read::elf::{ElfFile64, ProgramHeader};
+use object::{Endianness, Object};
+
+use crate::firmware::{self, Kind};
+use crate::setup;
+
+/// Boards that images are built for.
+pub const BOARDS: [&str; 1] = ["qemu_virt"];
+/// Where memory begins on them, and where the runtime is linked to: `ld/runtime.ld`.
+const MEMORY: u64 = 0x4000_0000;
+/// The page in front of the runtime that holds the header, so that the rest lies as it is linked.
+const HEADER_PAGE: u64 = 4096;
+/// The longest runtime, in bytes: more is no runtime.
+const RUNTIME_BYTES_MAX: u64 = 8 << 20;
+
+/// The header of arm64's `Image` (Documentation/arch/arm64/booting.rst), all but its first word.
+const IMAGE_MAGIC: [u8; 4] = *b"ARM\x64";
+/// Little-endian, 4 KiB pages, memory close to the beginning of DRAM.
+const IMAGE_FLAGS: u64 = 0b0010;
+
+/// The runtime's ELF as `Image`: what `-kernel` and `booti` take. Its first word branches over the header's page.
+///
+/// # Errors
+/// No ELF, or none that is linked for a board here.
+pub fn raw(elf: &[u8]) -> Result<Vec<u8>> {
+    let file = ElfFile64::<Endianness>::parse(elf).context("the runtime is no 64-bit ELF")?;
+    let endian = file.endian();
+    let loads = || {
+        let headers = file.elf_program_headers().iter();
+        headers.filter(|header| header.p_type(endian) == PT_LOAD && header.p_memsz(endian) > 0)
+    };
+    let start =
+        loads().map(|header| header.p_paddr(endian)).min().context("the runtime's ELF loads nothing")?;
+    let end = loads().map(|header| header.p_paddr(endian) + header.p_memsz(endian)).max().unwrap_or(start);
+    ensure!(file.entry() == start, "the runtime begins at {:#x}, and not where it is entered", start);
+    let base = start.checked_sub(HEADER_PAGE).filter(|base| *base >= MEMORY);
+    let base = base
+        .with_context(|| format!("the runtime is linked to {start:#x}, where there is no room before it"))?;
+    ensure!(end - start <= RUNTIME_BYTES_MAX, "the runtime takes {} bytes", end - start);
+    let mut image = vec![0; HEADER_PAGE as usize];
+    for header in loads() {
+        let Ok(bytes) = header.data(endian, elf) else { bail!("a segment lies outside the runtime's ELF") };
+        if bytes.is_empty() {
+            continue;
+        }
+        let at = (header.p_paddr(endian) - base) as usize;
+        image.resize(image.len().max(at + bytes.len()), 0);
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    let branch = 0x1400_0000 | (HEADER_PAGE / 4) as u32;
+    image[..4].copy_from_slice(&branch.to_le_bytes());
+    for (at, value) in [(8, base - MEMORY), (16, end - base), (24, IMAGE_FLAGS)] {
+        image[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    image[56..60].copy_from_slice(&IMAGE_MAGIC);
+    Ok(image)
+}
+
+/// What an image is made of.
+#[derive(Clone, Debug)]
+pub struct Recipe<'a> {
+    /// The board that it is for, one of [`BOARDS`].
+    pub board: &'a str,
+    /// Agents beside the one that the runtime brings, by name.
+    pub agents: &'a [String],
+    /// The image's security version.
+    pub security_version: u32,
+}
+
+impl Recipe<'_> {
+    /// Builds and signs it. Two checkouts of the same sources make the same bytes.
+    ///
+    /// # Errors
+    /// What can't be built, by name.
+    pub fn build(&self, key: &SigningKey) -> Result<Vec<u8>> {
+        let &Recipe { board, agents, security_version } = self;
+        ensure!(BOARDS.contains(&board), "there is no board {board}: {} are", BOARDS.join(", "));
+        setup::all()?;
+        let elf = firmware::build(&Kind::Runtime)?.elf;
+        let elf = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
+        let runtime = raw(&elf)?;
+        let mut built = Vec::new();
+        for name in agents {
+            let image = firmware::agent_image(name)?;
+            let bytes = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
+            built.push((name.as_str(), bytes));
+        }
+        let mut parts = vec![(PartKind::Runtime, "runtime", runtime.as_slice())];
+        parts.extend(built.iter().map(|(name, bytes)| (PartKind::Agent, *name, bytes.as_slice())));
+        let manifest = Manifest {
+            neap: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: VERSION.to_string(),
+            board: board.to_owned(),
+            security_version,
+            parts: Vec::new(),
+        };
+        Ok(Draft { manifest, parts }.sign(key)?)
+    }
+}
