@@ -41,6 +41,24 @@ pub trait Watch {
 /// Nobody.
 impl Watch for () {}
 
+impl<W: Watch> Watch for Option<W> {
+    fn line(&mut self, stream: Stream, line: &str) {
+        if let Some(watch) = self {
+            watch.line(stream, line);
+        }
+    }
+
+    fn life(&mut self) -> u64 {
+        self.as_mut().map_or(0, W::life)
+    }
+
+    fn tick(&mut self) {
+        if let Some(watch) = self {
+            watch.tick();
+        }
+    }
+}
+
 impl Watch for crate::progress::Step {
     fn line(&mut self, _stream: Stream, line: &str) {
         self.note(line);

@@ -44,7 +44,7 @@ pub(super) fn ready(
         asked_for(&dir);
         return Ok(dir);
     }
-    let _lock = lock::take_for("linux")?;
+    let _lock = lock::take_for(&format!("linux-{name}"))?;
     if dir.is_dir() {
         return Ok(dir);
     }

@@ -81,6 +81,15 @@ pub struct Kernel {
 impl Kernel {
     /// The kernel; makes what there is not yet.
     pub fn ready(root: &Root, flavour: Flavour) -> Result<Self> {
+        Self::made(root, flavour, true)
+    }
+
+    /// As [`Kernel::ready`], and says nothing of it.
+    pub fn ready_quietly(root: &Root, flavour: Flavour) -> Result<Self> {
+        Self::made(root, flavour, false)
+    }
+
+    fn made(root: &Root, flavour: Flavour, shows: bool) -> Result<Self> {
         let release = root.release()?;
         let headers = format!("/usr/src/linux-headers-{release}");
         let config = root.dir().join(format!("{}/.config", headers.trim_start_matches('/')));
@@ -99,7 +108,7 @@ impl Kernel {
             make += &format!(" LOCALVERSION=+{local}");
         }
         let prelude = format!("release='{release}'\nheaders='{headers}'\nmake=\"{make} -j$(nproc)\"\n");
-        let build = Build { root, release: &release, prelude: &prelude, config: &config };
+        let build = Build { root, release: &release, prelude: &prelude, config: &config, shows };
         let dir = match flavour {
             Flavour::Stock => {
                 let inputs = (root.packages(), METADATA, TYPES, &prelude);
@@ -140,6 +149,8 @@ struct Build<'a> {
     prelude: &'a str,
     /// Debian's.
     config: &'a Config<'a>,
+    /// Whether somebody is shown how far it is.
+    shows: bool,
 }
 
 impl Build<'_> {
@@ -180,9 +191,11 @@ impl Build<'_> {
         fs::create_dir_all(&build).with_context(|| format!("{} can't be made", build.display()))?;
         let mounts = [Mount { from: part, to: "/kernel", writable: true }];
         let script = self.prelude.to_owned() + &scripts.concat();
-        let mut step = Step::start(what);
+        let mut step = self.shows.then(|| Step::start(what));
         self.root.script(&mounts, &script, BUILD, &mut step)?;
-        step.done();
+        if let Some(step) = step {
+            step.done();
+        }
         Ok(())
     }
 

@@ -18,9 +18,10 @@ mod smoke;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 pub use guest::{Boot, CONSOLE, Guest, complaints};
 pub use initramfs::File;
@@ -28,6 +29,8 @@ pub use kernel::{Flavour, Kernel};
 pub use module::Module;
 pub use root::Root;
 pub use smoke::smoke;
+
+use crate::progress::Step;
 
 /// Everything that a guest is booted from.
 #[derive(Clone, Debug)]
@@ -79,6 +82,45 @@ impl Kit {
     #[must_use]
     pub fn qemu(&self) -> Command {
         self.root.qemu()
+    }
+}
+
+/// How often it is looked whether something is there.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A kernel that is made beside what else is: rustc makes one crate of a kernel after another, and leaves processors to others.
+pub struct Beside {
+    flavour: Flavour,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Beside {
+    /// Begins as soon as somebody has made the root.
+    #[must_use]
+    pub fn begin(flavour: Flavour) -> Self {
+        let make = move || {
+            while !Root::is_there() {
+                thread::sleep(LOOK);
+            }
+            Kernel::ready_quietly(&Root::ready()?, flavour).map(|_| ())
+        };
+        Self { flavour, thread: thread::spawn(make) }
+    }
+
+    /// Waits for it.
+    pub fn end(self) -> Result<()> {
+        if !self.thread.is_finished() {
+            let mut step =
+                Step::start(format!("finishing the {} kernel, for some minutes", self.flavour.name()));
+            while !self.thread.is_finished() {
+                step.tick();
+                thread::sleep(LOOK);
+            }
+            step.done();
+        }
+        self.thread
+            .join()
+            .map_err(|_| anyhow!("whoever made the {} kernel has panicked", self.flavour.name()))?
     }
 }
 

@@ -28,7 +28,7 @@ use neap_abi::Outcome;
 
 use super::Verdict;
 use crate::firmware::cargo;
-use crate::linux::{Flavour, Kit, Times, complaints};
+use crate::linux::{Beside, Flavour, Kit, Times, complaints};
 use crate::paths;
 use crate::process::{self, Limits};
 use crate::progress::Step;
@@ -80,12 +80,17 @@ pub(super) fn run() -> Result<Verdict> {
     let (kernel, name) = only.split_once(':').unwrap_or((&only, ""));
     let puppet = puppet()?;
     let mut verdict = Verdict::default();
-    for flavour in [Flavour::Stock, Flavour::Debug] {
-        if !flavour.name().starts_with(kernel) {
-            continue;
-        }
+    let wanted =
+        [Flavour::Stock, Flavour::Debug].into_iter().filter(|flavour| flavour.name().starts_with(kernel));
+    let wanted: Vec<Flavour> = wanted.collect();
+    let mut beside = (wanted.len() > 1).then(|| Beside::begin(Flavour::Debug));
+    for flavour in wanted {
         let mut times = Times::default();
         let kit = Kit::ready(flavour, &mut times)?;
+        // Races are for a machine that does nothing else.
+        if let Some(other) = beside.take() {
+            other.end()?;
+        }
         for group in GROUPS {
             let chosen: Vec<&Case> = group
                 .cases
