@@ -1,6 +1,7 @@
 //! Stage `homes`: one trace of each policy, recorded in the simulator, gives the same decisions in all four homes, bit for bit.
 
 use anyhow::{Context, Result};
+use neap_abi::TxnFlags;
 use neap_sim::policy::Chosen;
 use neap_sim::trace::Recording;
 
@@ -16,7 +17,7 @@ const SEED: u64 = 20;
 pub(super) fn run() -> Result<Verdict> {
     let mut verdict = Verdict::default();
     let mut homes = Homes::default();
-    let mut decisions = 0;
+    let (mut decisions, mut preemptions) = (0, 0);
     for policy in Chosen::ALL {
         let recording = Recording { policy, cpus: CPUS, requests: REQUESTS, seed: SEED };
         let trace = recording.take();
@@ -25,7 +26,14 @@ pub(super) fn run() -> Result<Verdict> {
             verdict.fail(format!("{name}: a trace of {} decisions shows nothing", trace.decisions()));
             break;
         }
+        let all = trace.steps.iter().flat_map(|step| &step.decisions);
+        let preempting = all.filter(|txn| txn.flags.has(TxnFlags::PREEMPT)).count();
+        if preempting == 0 && [Chosen::Shinjuku, Chosen::MqShinjuku].contains(&policy) {
+            verdict.fail(format!("{name}: a trace without a preemption shows nothing of its slices"));
+            break;
+        }
         decisions += trace.decisions();
+        preemptions += preempting;
         for home in Home::ALL {
             let mut step = Step::start(format!("{name} in home {}", home.name()));
             let decided = homes
@@ -49,6 +57,9 @@ pub(super) fn run() -> Result<Verdict> {
             }
         }
     }
-    verdict.remarks.push(format!("{decisions} decisions, the same in each of {} homes", Home::ALL.len()));
+    verdict.remarks.push(format!(
+        "{decisions} decisions, {preemptions} of them preemptions, the same in each of {} homes",
+        Home::ALL.len()
+    ));
     Ok(verdict)
 }
