@@ -191,6 +191,7 @@ impl Script {
             version: neap_abi::Version { minor: self.minor, ..VERSION },
             clock: Clock::Own,
             is_told: false,
+            agents_max: AGENTS_MAX as u32,
             faults: true,
             starved_ns: STARVED_NS + lost * LOST_NS,
         };

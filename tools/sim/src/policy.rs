@@ -122,6 +122,7 @@ impl Experiment {
             version: VERSION,
             clock: Clock::Own,
             is_told: false,
+            agents_max: 1,
             faults: false,
             starved_ns: u64::MAX,
         };

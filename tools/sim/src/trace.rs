@@ -63,6 +63,7 @@ fn recorded(
         version: VERSION,
         clock: Clock::Messages,
         is_told: load.is_none(),
+        agents_max: 1,
         faults: false,
         starved_ns: u64::MAX,
     };

@@ -58,6 +58,8 @@ pub struct Setup {
     pub is_told: bool,
     /// Whether things go wrong: then the host looks after its agent.
     pub faults: bool,
+    /// Agents that there can be, one after the other.
+    pub agents_max: u32,
     /// A task's longest wait before it counts as starved, in ns.
     pub starved_ns: u64,
 }
@@ -471,9 +473,14 @@ impl<'w, P: Policy> World<'w, P> {
             Event::Beat => self.beat(),
             Event::Fault(number) => self.fault(number),
             Event::Restart(number) => {
-                if self.agents == number && !self.is_booting {
-                    self.new_agent();
+                // Who can't be reached is not attached to: what is there again has the next one started.
+                if self.agents != number || self.is_booting || !self.link_up {
+                    return;
                 }
+                if number >= self.setup.agents_max {
+                    return self.violated(format!("{number} agents have ended, one after the other"));
+                }
+                self.new_agent();
             }
             Event::LinkUp => self.link_is_up(),
             Event::Booted => self.host_is_up(),
