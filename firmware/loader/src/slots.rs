@@ -311,18 +311,11 @@ mod tests {
     use super::*;
 
     /// A disk in miniature: an image is a number, whole if both halves agree, and 0 is none.
-    #[derive(Clone, Debug, Default)]
+    #[derive(Clone, Debug)]
     struct Disk {
         slots: [[u8; 2]; 2],
         copies: [[u8; COPY_BYTES]; COPIES],
     }
-
-    impl Default for TestCopies {
-        fn default() -> Self {
-            Self([[0; COPY_BYTES]; COPIES])
-        }
-    }
-    struct TestCopies([[u8; COPY_BYTES]; COPIES]);
 
     /// One write that can be cut.
     #[derive(Clone, Copy, Debug)]
@@ -390,7 +383,7 @@ mod tests {
     }
 
     fn installed() -> Disk {
-        let mut disk = Disk { slots: [[0; 2]; 2], copies: TestCopies::default().0 };
+        let mut disk = Disk { slots: [[0; 2]; 2], copies: [[0; COPY_BYTES]; COPIES] };
         for write in flash(&disk, 1) {
             disk.write(write, COPY_BYTES);
         }
@@ -440,7 +433,7 @@ mod tests {
 
     #[test]
     fn where_nothing_boots_both_reasons_are_told() {
-        let disk = Disk { slots: [[0; 2]; 2], copies: TestCopies::default().0 };
+        let disk = Disk { slots: [[0; 2]; 2], copies: [[0; COPY_BYTES]; COPIES] };
         let words = alloc::string::ToString::to_string(&disk.boots().unwrap_err());
         assert!(words.contains("neap flash") && words.contains("A: ") && words.contains("B: "), "{words}");
     }
