@@ -140,6 +140,10 @@ impl<'w, P: Policy> World<'w, P> {
         self.outbox.clear();
         self.resync_due = !self.setup.is_told;
         self.pump();
+        if goes_on {
+            // What was meant for the one before may fill the ring: it is passed over, or there is never room for a resync.
+            self.agent_soon();
+        }
     }
 
     pub(super) fn agent_soon(&mut self) {
