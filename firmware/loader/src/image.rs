@@ -184,9 +184,7 @@ impl fmt::Display for Refusal {
                 write!(f, "its manifest is said to have {bytes} bytes, of {MANIFEST_BYTES_MAX} at most")
             }
             Self::Key { id } => {
-                f.write_str("it is signed with key ")?;
-                id.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-                f.write_str(", which is none of those that are trusted here")
+                write!(f, "it is signed with key {}, which is none of those that are trusted here", hex(id))
             }
             Self::Signature => {
                 f.write_str("its signature is not of this manifest: it was changed after it was signed")
@@ -211,7 +209,9 @@ pub fn key_id(key: &VerifyingKey) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
         .flat_map(|byte| [byte >> 4, byte & 15])

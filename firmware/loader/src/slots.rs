@@ -15,9 +15,11 @@
 //! | 15 | 1 | why the last trial failed, as [`Failed`] |
 //! | 16 | 4 | the least security version that is taken |
 //! | 20 | 40 | zero |
-//! | 60 | 4 | CRC-32 (ISO HDLC) of what is before it |
+//! | 60 | 4 | CRC-32C of what is before it |
 
 use core::fmt;
+
+use neap_abi::crc::crc32c;
 
 use crate::image::Refusal;
 
@@ -26,7 +28,6 @@ pub const COPY_BYTES: usize = 64;
 /// Copies.
 pub const COPIES: usize = 2;
 const MAGIC: [u8; 8] = *b"NEAPSLOT";
-const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
 /// A slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,7 @@ impl Copies {
         copy[14] = u8::from(state.is_tried);
         copy[15] = state.failed as u8;
         copy[16..20].copy_from_slice(&state.security_version.to_le_bytes());
-        let crc = CRC.checksum(&copy[..60]);
+        let crc = crc32c(&copy[..60]);
         copy[60..].copy_from_slice(&crc.to_le_bytes());
         (at, copy)
     }
@@ -164,7 +165,7 @@ impl Copies {
 
 fn parse(copy: &[u8; COPY_BYTES]) -> Option<(u32, State)> {
     let word = |at: usize| u32::from_le_bytes([copy[at], copy[at + 1], copy[at + 2], copy[at + 3]]);
-    if copy[..8] != MAGIC || CRC.checksum(&copy[..60]) != word(60) {
+    if copy[..8] != MAGIC || crc32c(&copy[..60]) != word(60) {
         return None;
     }
     let state = State {
@@ -253,7 +254,6 @@ impl State {
         let first = state.good.unwrap_or(Slot::A);
         let mut wrong = [None, None];
         for slot in [first, first.other()] {
-            // One that failed its trial is not what to fall back to while there is another.
             match check(slot, state.security_version) {
                 Ok(()) => {
                     let write = (state != self).then_some(state);

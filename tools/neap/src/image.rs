@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use ed25519_dalek::{SigningKey, VerifyingKey};
-use neap_loader::image::{Manifest, Verified, key_id};
+use neap_loader::image::{Manifest, Verified, hex, key_id};
 use serde_json::json;
 use xtask::card_image::Recipe;
 
@@ -61,25 +61,24 @@ fn write_new(file: &Path, mode: u32, text: &str) -> Result<()> {
 }
 
 fn signing(file: &Path) -> Result<SigningKey> {
-    let bytes = key_bytes(file, &[SECRET])
+    let bytes = key_bytes(file, SECRET)
         .with_context(|| format!("{} is no secret key; `neap key new` makes one", file.display()))?;
     Ok(SigningKey::from_bytes(&bytes))
 }
 
 /// A public key, from its own file or its secret's.
 fn verifying(file: &Path) -> Result<VerifyingKey> {
-    if let Ok(bytes) = key_bytes(file, &[SECRET]) {
+    if let Ok(bytes) = key_bytes(file, SECRET) {
         return Ok(SigningKey::from_bytes(&bytes).verifying_key());
     }
-    let bytes = key_bytes(file, &[PUBLIC])
+    let bytes = key_bytes(file, PUBLIC)
         .with_context(|| format!("{} is no key; `neap key new` makes one", file.display()))?;
     VerifyingKey::from_bytes(&bytes).map_err(|_| anyhow!("{} is no point on the curve", file.display()))
 }
 
-fn key_bytes(file: &Path, begins: &[&str]) -> Result<[u8; 32]> {
+fn key_bytes(file: &Path, begins: &str) -> Result<[u8; 32]> {
     let text = fs::read_to_string(file).with_context(|| format!("{} can't be read", file.display()))?;
-    let digits =
-        begins.iter().find_map(|begin| text.trim().strip_prefix(*begin)).context("it begins otherwise")?;
+    let digits = text.trim().strip_prefix(begins).context("it begins otherwise")?;
     let mut bytes = [0; 32];
     if digits.len() != 64 || !digits.is_ascii() {
         bail!("it has {} digits, not 64", digits.len());
@@ -89,10 +88,6 @@ fn key_bytes(file: &Path, begins: &[&str]) -> Result<[u8; 32]> {
             .context("it has something else than digits")?;
     }
     Ok(bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Does what `neap image` is asked.

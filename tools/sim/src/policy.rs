@@ -50,32 +50,17 @@ impl Chosen {
 /// Evaluates an expression with what makes the chosen policy for so many CPUs over memory of `$tasks` tasks: each policy is a type of
 /// its own.
 macro_rules! with_policy {
-    ($chosen:expr, $cpus:expr, $tasks:expr, |$make:ident| $body:expr) => {{
-        use neap_policies::{Fifo, FifoPerCore, MqShinjuku, Shinjuku, Vm};
-        use $crate::policy::Chosen;
+    (@of [$($policy:ident)*] $chosen:expr, $cpus:expr, $tasks:expr, |$make:ident| $body:expr) => {
         match $chosen {
-            Chosen::Fifo => {
-                let $make = |memory| Fifo::<{ $tasks }>::new($cpus, memory);
+            $($crate::policy::Chosen::$policy => {
+                let $make = |memory| neap_policies::$policy::<{ $tasks }>::new($cpus, memory);
                 $body
-            }
-            Chosen::FifoPerCore => {
-                let $make = |memory| FifoPerCore::<{ $tasks }>::new($cpus, memory);
-                $body
-            }
-            Chosen::Shinjuku => {
-                let $make = |memory| Shinjuku::<{ $tasks }>::new($cpus, memory);
-                $body
-            }
-            Chosen::MqShinjuku => {
-                let $make = |memory| MqShinjuku::<{ $tasks }>::new($cpus, memory);
-                $body
-            }
-            Chosen::Vm => {
-                let $make = |memory| Vm::<{ $tasks }>::new($cpus, memory);
-                $body
-            }
+            })*
         }
-    }};
+    };
+    ($($all:tt)*) => {
+        $crate::policy::with_policy!(@of [Fifo FifoPerCore Shinjuku MqShinjuku Vm] $($all)*)
+    };
 }
 pub(crate) use with_policy;
 
