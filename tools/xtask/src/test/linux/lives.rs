@@ -111,7 +111,9 @@ fn tossed(rig: &Rig, random: &mut ChaCha8Rng, cpus: u16) -> Txn {
     match random.random_range(0..10u32) {
         0 => txn = Txn::withdraw(cpu),
         1 => txn.task = random.random_range(0..5000),
-        2 => txn.flags = TxnFlags(random.random()),
+        // Never for as long as the task likes: one that works without end would keep its CPU from all others for ever, also
+        // from one that is killed and needs a CPU to die on.
+        2 => (txn.flags, txn.slice_ns) = (TxnFlags(random.random()), random.random_range(1..1_000_000)),
         3 => txn.flags = TxnFlags::PREEMPT.with(TxnFlags::CHECK_CPU),
         4 => txn.operation = random.random_range(1..5),
         5 => {
