@@ -86,7 +86,20 @@ fn settings(rig: &mut Rig, device: &str, watchdog_ms: u32) -> Result<()> {
     Ok(())
 }
 
+/// Sets what the kernel gives the extensible class of a CPU that real-time threads keep, in ns a second: by default it lets
+/// the class have a twentieth of it (the deadline server).
+fn share(rig: &mut Rig, cpu: u16, runtime_ns: u64) -> Result<()> {
+    rig.write(&format!("/sys/kernel/debug/sched/ext_server/cpu{cpu}/runtime"), &runtime_ns.to_string())
+}
+
 fn in_host_s_hands(rig: &mut Rig) -> Result<()> {
+    // What is not to be had is not to be had for a moment either.
+    share(rig, THEIRS[1], 0)?;
+    in_hands(rig)?;
+    share(rig, THEIRS[1], 50_000_000)
+}
+
+fn in_hands(rig: &mut Rig) -> Result<()> {
     // Their agent hangs. One of its tasks the host's rule runs at once; the other may only use a CPU that is not to be had.
     let hog = rig.outsider(Class::Fifo, &[THEIRS[1]], Word::Work)?;
     rig.until("the CPU is told to be busy", PATIENCE, |rig| {

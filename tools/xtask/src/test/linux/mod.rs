@@ -107,6 +107,9 @@ pub(super) fn run() -> Result<Verdict> {
             }
         }
     }
+    if verdict.counts.passed == 0 {
+        verdict.fail(format!("NEAP_LINUX={only}: there is no such case"));
+    }
     Ok(verdict)
 }
 
