@@ -41,6 +41,9 @@ find . \( -path ./scripts -o -path ./tools -o -path ./rust \) -prune -o \
     \( -name '*.o' -o -name '*.a' -o -name '.*.cmd' \) -type f -exec rm {} +
 "#;
 
+/// Has what follows in a script run only where nobody else wants the processor.
+const GIVING_WAY: &str = "chrt --idle --pid 0 $$\n";
+
 /// The types that a BPF program sees.
 const TYPES: &str = r#"
 bpftool btf dump file /kernel/build/vmlinux format c > /kernel/vmlinux.h
@@ -84,7 +87,7 @@ impl Kernel {
         Self::made(root, flavour, true)
     }
 
-    /// As [`Kernel::ready`], and says nothing of it.
+    /// As [`Kernel::ready`], and says nothing of it, and takes no processor that anything else wants.
     pub fn ready_quietly(root: &Root, flavour: Flavour) -> Result<Self> {
         Self::made(root, flavour, false)
     }
@@ -190,7 +193,8 @@ impl Build<'_> {
         let build = part.join("build");
         fs::create_dir_all(&build).with_context(|| format!("{} can't be made", build.display()))?;
         let mounts = [Mount { from: part, to: "/kernel", writable: true }];
-        let script = self.prelude.to_owned() + &scripts.concat();
+        // What is made for later is not waited for.
+        let script = if self.shows { "" } else { GIVING_WAY }.to_owned() + self.prelude + &scripts.concat();
         let mut step = self.shows.then(|| Step::start(what));
         self.root.script(&mounts, &script, BUILD, &mut step)?;
         if let Some(step) = step {

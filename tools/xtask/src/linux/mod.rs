@@ -88,7 +88,8 @@ impl Kit {
 /// How often it is looked whether something is there.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A kernel that is made beside what else is: rustc makes one crate of a kernel after another, and leaves processors to others.
+/// A kernel that is made beside what else is, from processors that others leave: rustc makes one crate of a kernel after another, and
+/// guests wait for much.
 pub struct Beside {
     flavour: Flavour,
     thread: JoinHandle<Result<()>>,

@@ -45,7 +45,9 @@ const PACKAGES: [&str; 23] = [
     "xz-utils",
 ];
 /// What is installed from its backports: the kernel, and the QEMU that guests run on.
-const BACKPORTS: [&str; 4] = ["linux-headers-amd64", "linux-source", "bpftool", "qemu-system-x86"];
+const BACKPORTS: [&str; 3] = ["linux-headers-amd64", "bpftool", "qemu-system-x86"];
+/// Its source, and what unpacks it, which come first: unpacking takes long.
+const SOURCE: [&str; 2] = ["linux-source", "xz-utils"];
 /// What is left out of the packages, because unpacking it takes longer than all the rest.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/doc/*",
@@ -55,17 +57,27 @@ const EXCLUDED: [&str; 6] = [
     "/usr/src/rustc-*/src/tools/*",
     "/usr/src/rustc-*/tests/*",
 ];
-/// What is done in the new root after that. The kernel's image is no dependency of its headers. Of the source, what is
-/// left out is a third of it, and a graphics card's registers.
+/// Begins to unpack the kernel's source while all else is installed. Of the source, what is left out is a third of it, and a graphics
+/// card's registers.
+const UNPACK: &str = r#"
+mkdir /source /unpacking
+(
+    tar -xf /usr/src/linux-source-*.tar.xz -C /source --strip-components=1 --exclude='*/drivers/gpu/drm/amd/include/*' \
+        2> /unpacking/said || echo "tar: status $?" >> /unpacking/said
+    mv /unpacking/said /unpacking/ended
+) < /dev/null > /dev/null 2>&1 &
+"#;
+/// What is done in the new root after that. The kernel's image is no dependency of its headers.
 const FINISH: &str = r#"
 for headers in /usr/src/linux-headers-*-amd64; do
     release=${headers#/usr/src/linux-headers-}
     apt-get install -y --no-install-recommends "linux-binary-$release"
 done
-mkdir /source /checkout /out /kernel
+mkdir /checkout /out /kernel
 echo "unpacking the kernel's source"
-tar -xf /usr/src/linux-source-*.tar.xz -C /source --strip-components=1 --exclude='*/drivers/gpu/drm/amd/include/*'
-rm /usr/src/linux-source-*.tar.xz
+while [ ! -e /unpacking/ended ]; do sleep 0.2; done
+[ ! -s /unpacking/ended ] || { cat /unpacking/ended >&2; false; }
+rm -r /unpacking /usr/src/linux-source-*.tar.xz
 apt-get clean
 dpkg-query -W > /packages
 "#;
@@ -134,7 +146,7 @@ impl Root {
 
     /// What it is made by.
     fn recipe() -> impl Hash {
-        (SUITE, PACKAGES, BACKPORTS, EXCLUDED, FINISH)
+        (SUITE, PACKAGES, BACKPORTS, SOURCE, EXCLUDED, UNPACK, FINISH)
     }
 
     /// Whether one has been made.
@@ -239,6 +251,12 @@ fn make(part: &Path) -> Result<()> {
     command.args(apt::ways()?.iter().map(|way| format!("--aptopt={way}")));
     command.arg("--dpkgopt=force-unsafe-io");
     command.args(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
+    let source = SOURCE.join(" ");
+    command.arg(format!(
+        "--essential-hook=APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get install -y -t {SUITE}-backports --no-install-recommends \
+         -oDPkg::Chroot-Directory=\"$1\" {source}"
+    ));
+    command.arg(format!("--essential-hook=chroot \"$1\" sh -e <<'END'\n{UNPACK}\nEND"));
     command.arg(format!(
         "--customize-hook=chroot \"$1\" apt-get install -y -t {SUITE}-backports --no-install-recommends {backports}"
     ));

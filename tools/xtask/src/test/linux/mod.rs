@@ -20,10 +20,12 @@ mod rig;
 mod sights;
 mod view;
 
+use std::cell::LazyCell;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use neap_abi::Outcome;
 
 use super::Verdict;
@@ -78,19 +80,23 @@ const SETTLE: Duration = Duration::from_secs(5);
 pub(super) fn run() -> Result<Verdict> {
     let only = std::env::var("NEAP_LINUX").unwrap_or_default();
     let (kernel, name) = only.split_once(':').unwrap_or((&only, ""));
-    let puppet = puppet()?;
+    // While the root is made.
+    let puppet = thread::spawn(puppet);
+    let puppet =
+        LazyCell::new(|| puppet.join().unwrap_or_else(|_| bail!("whoever built the puppet has panicked")));
     let mut verdict = Verdict::default();
     let wanted =
         [Flavour::Stock, Flavour::Debug].into_iter().filter(|flavour| flavour.name().starts_with(kernel));
     let wanted: Vec<Flavour> = wanted.collect();
     let mut beside = (wanted.len() > 1).then(|| Beside::begin(Flavour::Debug));
     for flavour in wanted {
-        let mut times = Times::default();
-        let kit = Kit::ready(flavour, &mut times)?;
-        // Races are for a machine that does nothing else.
-        if let Some(other) = beside.take() {
-            other.end()?;
+        if flavour == Flavour::Debug
+            && let Some(made) = beside.take()
+        {
+            made.end()?;
         }
+        let kit = Kit::ready(flavour, &mut Times::default())?;
+        let puppet = puppet.as_ref().map_err(|error| anyhow!("{error:#}"))?;
         for group in GROUPS {
             let chosen: Vec<&Case> = group
                 .cases
@@ -100,7 +106,7 @@ pub(super) fn run() -> Result<Verdict> {
                 .filter(|case| format!("{}/{}", group.name, case.name).contains(name))
                 .collect();
             if !chosen.is_empty() {
-                tried(&mut verdict, flavour, &kit, &puppet, group, &chosen)?;
+                tried(&mut verdict, flavour, &kit, puppet, group, &chosen)?;
             }
             if verdict.failing() {
                 return Ok(verdict);
