@@ -14,7 +14,9 @@
 //! | 39 | 1 | zero |
 //! | 40 | 4 | tasks: task numbers are below this |
 //! | 44 | 2 | number of further regions, listed after the others: those of kinds that 1.1 does not know (since 1.2) |
-//! | 46 | 18 | zero |
+//! | 46 | 2 | zero |
+//! | 48 | 4 | counter_hz: ticks of the [ledger](crate::ledger) in a second; 0 where agents keep none (passed over before) |
+//! | 52 | 12 | zero |
 //! | 64 | 24 each | regions: kind 2, index 2, zero 4, offset 8, bytes 8 |
 //! | 4092 | 4 | CRC-32C of all before |
 
@@ -50,6 +52,8 @@ pub mod feature {
     /// The host may have policies told the messages' time in place of the agent's own
     /// ([`crate::control::Clock::Messages`]).
     pub const MESSAGE_CLOCK: u64 = 8;
+    /// The counter of the agents' [`Ledger`](crate::Ledger) is the host's own monotonic clock.
+    pub const HOST_CLOCK: u64 = 16;
 }
 
 /// What lies between host and IPU.
@@ -152,6 +156,8 @@ pub struct Hello {
     pub tasks: u32,
     /// The link.
     pub link: Link,
+    /// How fast the counter runs by which agents keep their [`Ledger`](crate::Ledger), in ticks a second; 0 where they keep none.
+    pub counter_hz: u32,
     regions: [Option<Region>; REGIONS_MAX],
     count: usize,
 }
@@ -292,6 +298,7 @@ impl Hello {
             cores,
             tasks,
             link,
+            counter_hz: 0,
             regions: [None; REGIONS_MAX],
             count: 0,
         }
@@ -332,6 +339,7 @@ impl Hello {
         page[44..46].copy_from_slice(&((self.count - old) as u16).to_le_bytes());
         page[38] = self.link as u8;
         page[40..44].copy_from_slice(&self.tasks.to_le_bytes());
+        page[48..52].copy_from_slice(&self.counter_hz.to_le_bytes());
         let listed = self.regions().filter(|region| region.kind.is_old());
         let listed = listed.chain(self.regions().filter(|region| !region.kind.is_old()));
         for (region, bytes) in listed.zip(page[REGIONS_AT..].chunks_exact_mut(REGION_BYTES)) {
@@ -378,6 +386,7 @@ impl Hello {
             link,
         );
         hello.version = version;
+        hello.counter_hz = u32_at(page, 48);
         let count = u16_at(page, 36).saturating_add(u16_at(page, 44));
         if usize::from(count) > REGIONS_MAX {
             return Err(HelloError::RegionCount { count });
@@ -457,7 +466,8 @@ mod tests {
 
     fn page() -> [u8; HELLO_BYTES] {
         let mut page = [0; HELLO_BYTES];
-        Layout::usual(WINDOW_BYTES, 4).hello(7, feature::GROUPS, Link::Pcie).unwrap().write(&mut page);
+        let hello = Layout::usual(WINDOW_BYTES, 4).hello(7, feature::GROUPS, Link::Pcie).unwrap();
+        Hello { counter_hz: 62_500_000, ..hello }.write(&mut page);
         page
     }
 
@@ -481,6 +491,7 @@ mod tests {
         hello.write(&mut again);
         assert_eq!(again, page());
         assert_eq!((hello.version, hello.boot, hello.cpus), (VERSION, 7, CPUS_MAX));
+        assert_eq!(hello.counter_hz, 62_500_000);
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! | --- | --- | --- | --- | --- | --- |
 //! | 0 | operation 8 | cpu 16 | flags 16 | group_size 8 | zero 8 |
 //! | 1 | task 32 | group 24 | | | |
-//! | 2 | stamp 32 | zero 24 | | | |
-//! | 3 | id 32 | zero 24 | | | |
-//! | 4 | credits 32 | zero 24 | | | |
+//! | 2 | stamp 32 | seen 24 | | | |
+//! | 3 | id 32 | doorbell 24 | | | |
+//! | 4 | credits 32 | published 24 | | | |
 //! | 5 | slice_ns 56 | | | | |
-//! | 6 | order 32 (since 1.1) | zero 24 | | | |
+//! | 6 | order 32 (since 1.1) | decided 24 | | | |
 //! | 7 | cpu_stamp 32 | incarnation 24 (since 1.2) | | | |
+//!
+//! Seen, decided, published and doorbell are the line's [`Ledger`](crate::Ledger): zero or ticks, and no part of the txn.
 
 use crate::line::{PAYLOAD_MASK, Payload, Tag, field};
 use crate::message::TASK_NONE;

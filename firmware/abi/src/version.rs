@@ -7,7 +7,8 @@ use core::fmt;
 pub struct Version {
     /// Moves when an old peer could misread a line.
     pub major: u16,
-    /// Moves when bits that were zero gain a meaning.
+    /// Moves when bits that were zero gain a meaning that the other side has to know of. It has not where it may pass them
+    /// over: the messages' clock, the ledger.
     pub minor: u16,
 }
 

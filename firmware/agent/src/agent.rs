@@ -4,10 +4,11 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use heapless::Vec;
+use neap_abi::ledger::DOORBELL_WORD;
 use neap_abi::message::UnknownMessage;
 use neap_abi::txn::CREDIT_WORD;
 use neap_abi::{
-    AgentControl, AgentState, CPUS_MAX, Clock, Message, MessageKind, Outcome, Txn, TxnFlags, Version,
+    AgentControl, AgentState, CPUS_MAX, Clock, Ledger, Message, MessageKind, Outcome, Txn, TxnFlags, Version,
 };
 use neap_queue::{Consumer, Line, RingError, SlotWriter};
 
@@ -123,6 +124,16 @@ struct Slot<'w> {
     taken: u32,
 }
 
+/// A doorbell that is not in its line's ledger yet.
+#[derive(Clone, Copy, Debug)]
+struct Rung {
+    cpu: u16,
+    /// The txn that it was rung for.
+    id: u32,
+    /// When; 0 for none.
+    ticks: u64,
+}
+
 /// What an agent keeps of its bindings: what it does not look at again would only push the rest apart.
 #[derive(Debug)]
 struct Held<'w, D> {
@@ -146,6 +157,9 @@ pub struct Agent<'w, D, X = ()> {
     queue: Option<Consumer<'w>>,
     /// Messages taken in all: the credits.
     taken: u32,
+    /// When what the policy decides next began: its message was whole, or it was told the time.
+    seen_ticks: u64,
+    rung: Rung,
     slots: Vec<Slot<'w>, { CPUS_MAX as usize }>,
     control: SlotWriter,
     /// Decisions made.
@@ -178,6 +192,8 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             extension,
             queue: None,
             taken: bindings.taken,
+            seen_ticks: 0,
+            rung: Rung { cpu: 0, id: 0, ticks: 0 },
             slots,
             control,
             order: 0,
@@ -220,6 +236,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     pub fn poll_message(&mut self) -> Result<Option<Message>, AgentError> {
         let Some(queue) = &mut self.queue else { return Ok(None) };
         let Some(payload) = queue.poll() else { return Ok(None) };
+        self.seen_ticks = self.bindings.doorbell.ticks();
         self.taken = queue.taken();
         let message = match Message::from_payload(&payload) {
             Ok(message) => message,
@@ -234,6 +251,12 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
             slot.taken = message.txn;
         }
         Ok(Some(message))
+    }
+
+    /// What is decided next rests on the time, not on a message.
+    #[inline(always)]
+    pub(crate) fn see_time(&mut self) {
+        self.seen_ticks = self.bindings.doorbell.ticks();
     }
 
     /// Whether a message waits, without taking it.
@@ -313,7 +336,7 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
     }
 
     #[inline(always)]
-    fn publish(&mut self, txn: &Txn) -> Result<u32, AgentError> {
+    fn publish(&mut self, txn: &Txn, decided_ticks: u64, published_ticks: u64) -> Result<u32, AgentError> {
         let credits = self.taken;
         let cpu = txn.cpu;
         let Some(slot) = self.slots.get_mut(usize::from(cpu)) else { return Err(AgentError::NoCpu { cpu }) };
@@ -323,8 +346,26 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
         }
         self.order = self.order.wrapping_add(1);
         let txn = Txn { id, credits, order: self.order, incarnation: self.incarnation, ..*txn };
-        slot.writer.write(slot.line, &txn.to_payload(), CREDIT_WORD);
+        let mut payload = txn.to_payload();
+        Ledger::enter(&mut payload, self.seen_ticks, decided_ticks, published_ticks);
+        slot.writer.write(slot.line, &payload, CREDIT_WORD);
         Ok(id)
+    }
+
+    /// Enters the last doorbell into the ledger of its line, if another has not taken that line's place. The policy is done by
+    /// now, and the host on its way.
+    #[inline(always)]
+    pub(crate) fn enter_doorbell(&mut self) {
+        let Rung { cpu, id, ticks } = self.rung;
+        if ticks == 0 {
+            return;
+        }
+        self.rung.ticks = 0;
+        if let Some(slot) = self.slots.get(usize::from(cpu))
+            && slot.writer.number() == id
+        {
+            slot.writer.amend(slot.line, DOORBELL_WORD, Ledger::rung(id, ticks));
+        }
     }
 
     #[inline(always)]
@@ -337,10 +378,13 @@ impl<'w, D: Doorbell, X> Agent<'w, D, X> {
 impl<D: Doorbell, X> Decide for Agent<'_, D, X> {
     #[inline(always)]
     fn txns_commit(&mut self, txns: &[Txn]) -> Result<u32, AgentError> {
+        let decided_ticks = self.bindings.doorbell.ticks();
         let mut last = Ok(0);
         let mut published = 0;
         for txn in txns {
-            last = self.publish(txn);
+            // Nothing lies between the first one's decision and its line: one look at the counter says both.
+            let published_ticks = if published == 0 { decided_ticks } else { self.bindings.doorbell.ticks() };
+            last = self.publish(txn, decided_ticks, published_ticks);
             if last.is_err() {
                 break;
             }
@@ -351,6 +395,11 @@ impl<D: Doorbell, X> Decide for Agent<'_, D, X> {
             if !txn.flags.has(TxnFlags::PRESTAGED) {
                 self.ring(txn.cpu);
             }
+        }
+        if let (Ok(id), Some(txn)) = (last, txns.last())
+            && !txn.flags.has(TxnFlags::PRESTAGED)
+        {
+            self.rung = Rung { cpu: txn.cpu, id, ticks: self.bindings.doorbell.ticks() };
         }
         last
     }

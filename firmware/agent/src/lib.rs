@@ -45,6 +45,14 @@ macro_rules! agent_of {
 pub trait Doorbell {
     /// Raises the vector of host CPU `cpu`. All lines published before are visible to the host when it arrives.
     fn ring(&self, cpu: u16);
+
+    /// The counter by which the libOS keeps its txns' [ledger](neap_abi::ledger): whoever has the doorbell has what it is
+    /// timed by. An access, not a conversion: it is asked for twice from a message to the doorbell. Where there is
+    /// none, or what happens must be the same each time, it is 0, and no ledger is kept.
+    #[inline(always)]
+    fn ticks(&self) -> u64 {
+        0
+    }
 }
 
 /// What an agent does when it has heard nothing.

@@ -78,8 +78,11 @@ pub fn run<D: Doorbell, X, P: Policy>(
                 }
                 policy.message(&message, agent);
                 if own_clock {
-                    waits = policy.time(idle.now_ns(), agent);
+                    let now_ns = idle.now_ns();
+                    agent.see_time();
+                    waits = policy.time(now_ns, agent);
                 }
+                agent.enter_doorbell();
                 empty_polls = 0;
                 busy += 1;
                 if busy < BUSY_MESSAGES {
@@ -96,7 +99,10 @@ pub fn run<D: Doorbell, X, P: Policy>(
                 empty_polls = empty_polls.saturating_add(1);
                 rest(agent, idle, empty_polls, waits);
                 if own_clock {
-                    waits = policy.time(idle.now_ns(), agent);
+                    let now_ns = idle.now_ns();
+                    agent.see_time();
+                    waits = policy.time(now_ns, agent);
+                    agent.enter_doorbell();
                 }
             }
         }
@@ -156,9 +162,10 @@ fn rest<D: Doorbell, X>(agent: &mut Agent<'_, D, X>, idle: &mut impl Idle, empty
 
 #[cfg(test)]
 mod tests {
+    use core::cell::Cell;
     use core::sync::atomic::AtomicU64;
 
-    use neap_abi::{Message, MessageKind, VERSION};
+    use neap_abi::{Ledger, Message, MessageKind, Txn, TxnFlags, VERSION};
     use neap_queue::SharedProducer;
 
     use super::*;
@@ -271,5 +278,92 @@ mod tests {
             let (told, _) = told::<false>(clock, 100, &[7, 9]);
             assert_eq!(told, [M(ResyncBegin), M(Nop)]);
         }
+    }
+
+    /// A counter that moves by one with each look.
+    struct Ticking(Cell<u64>);
+
+    impl Doorbell for Ticking {
+        fn ring(&self, _: u16) {}
+
+        fn ticks(&self) -> u64 {
+            self.0.set(self.0.get() + 1);
+            self.0.get()
+        }
+    }
+
+    /// Commits what a message's stamp says; by the time one txn, if that is due.
+    struct Commits<const TIMED: bool>(bool);
+
+    impl<const TIMED: bool> Policy for Commits<TIMED> {
+        const TIMED: bool = TIMED;
+
+        fn message(&mut self, message: &Message, decide: &mut impl Decide) {
+            let run = |cpu| decide.txn_create(cpu, 1, 1);
+            let ahead = Txn { flags: TxnFlags::PRESTAGED, ..run(0) };
+            let (alone, two) = ([run(0)], [run(0), run(1)]);
+            let commits: &[&[Txn]] = match message.stamp {
+                1 => &[&alone],
+                2 => &[&two],
+                3 => &[&alone, &[ahead]],
+                4 => &[&[ahead]],
+                _ => &[],
+            };
+            commits.iter().for_each(|txns| _ = decide.txns_commit(txns).unwrap());
+        }
+
+        fn time(&mut self, _: u64, decide: &mut impl Decide) -> bool {
+            if std::mem::take(&mut self.0) {
+                let txn = decide.txn_create(0, 1, 1);
+                decide.txns_commit(&[txn]).unwrap();
+            }
+            false
+        }
+    }
+
+    /// What the ledgers of two CPUs' slots say after a message with this stamp, the second look at the counter.
+    fn ledgers<const TIMED: bool>(stamp: u32) -> [[u32; 4]; 2] {
+        let [messages, slots]: [Vec<Line>; 2] =
+            [4, 2].map(|count| (0..count).map(|_| Line::default()).collect());
+        let (control, revoke) = (Line::default(), AtomicU64::new(0));
+        let producer = SharedProducer::new(&messages).unwrap();
+        for (kind, stamp) in [(ResyncBegin, 0), (Nop, stamp)] {
+            producer.push(&Message { stamp, ..Message::new(kind, 0) }.to_payload()).unwrap();
+        }
+        let bindings = Bindings {
+            slots: &slots,
+            control: &control,
+            revoke: &revoke,
+            doorbell: Ticking(Cell::new(0)),
+            core: 1,
+            wake: (0, 0),
+            session: 1,
+            version: VERSION,
+            incarnation: 1,
+            taken: 0,
+            resyncs: 0,
+            clock: Clock::Own,
+        };
+        let mut agent = Agent::new(bindings, ()).unwrap();
+        agent.create_queue(&messages).unwrap();
+        let mut idle = Quiet { now_ns: 0, revoke: &revoke, slept: 0 };
+        run(&mut agent, &mut Commits::<TIMED>(TIMED), &mut idle);
+        [0, 1].map(|cpu: usize| {
+            let ledger = slots[cpu].read_any().map(|(payload, _)| Ledger::from_payload(&payload));
+            let ledger = ledger.unwrap_or_default();
+            [ledger.seen_ticks, ledger.decided_ticks, ledger.published_ticks, ledger.doorbell_ticks]
+        })
+    }
+
+    #[test]
+    fn a_ledger_says_when_its_txn_was_seen_decided_published_and_rung_for() {
+        const NONE: [u32; 4] = [0; 4];
+        assert_eq!(ledgers::<false>(0), [NONE; 2]);
+        assert_eq!(ledgers::<false>(1), [[2, 3, 3, 4], NONE]);
+        assert_eq!(ledgers::<false>(2), [[2, 3, 3, 0], [2, 3, 4, 5]], "the last one has the doorbell");
+        assert_eq!(ledgers::<false>(3), [[2, 5, 5, 0], NONE], "what was rung for has been superseded");
+        assert_eq!(ledgers::<false>(4), [[2, 3, 3, 0], NONE], "nobody is rung for what lies ready");
+        // Led to by the time after the first message.
+        assert_eq!(ledgers::<true>(0), [[2, 3, 3, 4], NONE]);
     }
 }

@@ -62,6 +62,15 @@ impl<const W: usize> Line<W> {
         }
     }
 
+    /// Stores one word of a line that lies there under `tag` anew: a reader finds the line as whole as before, with the one
+    /// word or the other. Not the word that was stored with release: who reads this one with acquire would see less.
+    #[inline(always)]
+    pub fn amend(&self, word: usize, payload: u64, tag: Tag) {
+        if let Some(word) = self.0.get(word) {
+            word.store(tag.seal(payload), Ordering::Relaxed);
+        }
+    }
+
     /// The payload, if the whole line is there under `tag`.
     #[inline(always)]
     pub fn read(&self, tag: Tag) -> Option<[u64; W]> {

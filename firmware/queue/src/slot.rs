@@ -61,6 +61,13 @@ impl SlotWriter {
         self.number = self.next();
         line.publish_release(payload, Tag::of_number(self.number), last);
     }
+
+    /// Stores one word of the last line anew, but not the one that was written last. It stays the same line: who has taken
+    /// it is not told, and who takes it after may find the word either way.
+    #[inline(always)]
+    pub fn amend<const W: usize>(&self, line: &Line<W>, word: usize, payload: u64) {
+        line.amend(word, payload, Tag::of_number(self.number));
+    }
 }
 
 /// The reading end.
@@ -97,6 +104,21 @@ mod tests {
             assert_eq!((taken.payload, taken.tag), ([of; WORDS], Tag::of_number(writer.number())));
             assert_eq!(reader.take(&line), None);
         }
+    }
+
+    /// What is added to a line later makes no new line of it, and tears neither it nor the next.
+    #[test]
+    fn an_amended_line_is_the_same_line() {
+        let line: Line = Line::default();
+        let (mut writer, mut reader) = (SlotWriter::default(), SlotReader::default());
+        writer.write(&line, &[1; WORDS], 4);
+        let mut late = reader;
+        assert_eq!(reader.take(&line).map(|taken| taken.payload), Some([1; WORDS]));
+        writer.amend(&line, 3, 9);
+        assert_eq!(reader.take(&line), None, "it was taken");
+        assert_eq!(late.take(&line).map(|taken| taken.payload), Some([1, 1, 1, 9, 1, 1, 1, 1]));
+        writer.write(&line, &[2; WORDS], 4);
+        assert_eq!(reader.take(&line).map(|taken| taken.payload), Some([2; WORDS]));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use neap_abi::{
 };
 use neap_hal::board::bootargs::Idle;
 use neap_hal::board::qemu_virt::{Machine, bring_up};
-use neap_hal::cpu::{CORES_MAX, boot, power, psci};
+use neap_hal::cpu::{CORES_MAX, boot, power, psci, timer};
 use neap_hal::say;
 use neap_hal::soc::msix::DoorbellPage;
 use neap_queue::SlotReader;
@@ -186,7 +186,9 @@ fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], features: u64
     let others = all.iter().skip(1).fold(0u32, |all, cores| all | mask(cores));
     let logged = if index == 0 { !others } else { mask(&own) };
     let cpus = function.vectors.min(CPUS_MAX);
-    let wanted = Wanted { cores: cores as u16, logged, cpus, features };
+    // A frequency that can't be is none: the timer has refused it before.
+    let counter_hz = u32::try_from(timer::frequency_hz()).unwrap_or(0);
+    let wanted = Wanted { cores: cores as u16, logged, cpus, features, counter_hz };
     // SAFETY: the board's window, which the map has as data; nobody else here reaches it.
     let window = match unsafe { window::lay_out(&range, function.doorbell_page, wanted) } {
         Ok(window) => Box::leak(Box::new(window)),

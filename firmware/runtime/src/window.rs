@@ -86,6 +86,8 @@ pub struct Wanted {
     pub cpus: u16,
     /// Feature bits.
     pub features: u64,
+    /// How fast the agents' counter runs, in ticks a second.
+    pub counter_hz: u32,
 }
 
 /// Lays the window at `range` out, and says hello. Until the page is whole no host takes it for one; what an earlier boot
@@ -102,7 +104,7 @@ pub unsafe fn lay_out(
     doorbell_page: u64,
     wanted: Wanted,
 ) -> Result<LaidOut, WindowError> {
-    let Wanted { cores, logged, cpus, features } = wanted;
+    let Wanted { cores, logged, cpus, features, counter_hz } = wanted;
     let bytes = range.end - range.start;
     let base = core::ptr::with_exposed_provenance_mut(range.start as usize);
     // SAFETY: the caller's promise.
@@ -111,7 +113,8 @@ pub unsafe fn lay_out(
     let boot = silence(page).wrapping_add(1);
 
     let layout = Layout { cpus, logged, ..Layout::usual(bytes, cores) };
-    let hello = layout.hello(boot, features, Link::Pcie).map_err(WindowError::Layout)?;
+    let mut hello = layout.hello(boot, features, Link::Pcie).map_err(WindowError::Layout)?;
+    hello.counter_hz = counter_hz;
     let missing = || WindowError::Layout(LayoutError::Cores { cores });
     let region = |kind, index| {
         let region = hello.region(kind, index).ok_or_else(missing)?;

@@ -49,6 +49,29 @@ impl Scale {
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
 pub use clock::Timer;
 
+/// The virtual counter, in ticks since some moment before boot.
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+#[inline(always)]
+pub fn ticks() -> u64 {
+    let ticks;
+    // SAFETY: reads a register that the runtime opens to EL0. Volatile: another read is another time.
+    unsafe {
+        core::arch::asm!("mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack, preserves_flags));
+    }
+    ticks
+}
+
+/// Ticks of the virtual counter in a second, as the platform's firmware has noted them.
+#[cfg(all(target_arch = "aarch64", target_os = "none"))]
+pub fn frequency_hz() -> u64 {
+    let frequency_hz;
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("mrs {}, cntfrq_el0", out(reg) frequency_hz, options(nomem, nostack, preserves_flags));
+    }
+    frequency_hz
+}
+
 /// The virtual counter alone, which EL0 can read.
 #[cfg(all(target_arch = "aarch64", target_os = "none"))]
 #[derive(Debug, Clone, Copy)]
@@ -63,23 +86,13 @@ impl Counter {
     /// # Errors
     /// [`BadFrequency`] when firmware left a counter frequency that can't be.
     pub fn new() -> Result<Self, BadFrequency> {
-        let frequency_hz: u64;
-        // SAFETY: reads a register that the runtime opens to EL0.
-        unsafe {
-            core::arch::asm!("mrs {}, cntfrq_el0", out(reg) frequency_hz, options(nomem, nostack, preserves_flags));
-        }
-        Ok(Self { scale: Scale::new(frequency_hz)? })
+        Ok(Self { scale: Scale::new(frequency_hz())? })
     }
 
     /// The counter, in nanoseconds since some moment before boot.
     #[inline(always)]
     pub fn now_ns(&self) -> u64 {
-        let ticks: u64;
-        // SAFETY: as above. Volatile: another read is another time.
-        unsafe {
-            core::arch::asm!("mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack, preserves_flags));
-        }
-        self.scale.ns(ticks)
+        self.scale.ns(ticks())
     }
 }
 

@@ -7,6 +7,7 @@ use neap_abi::{EpitaphRecord, Message};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Fault, Level};
+use crate::ledger::Account;
 
 /// A latency distribution, in µs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -205,6 +206,9 @@ pub struct Report {
     /// As above, of `request_short`.
     #[serde(skip)]
     pub request_short_ns: Option<Histogram<u64>>,
+    /// What the ledgers of the IPU's agents came to; as above.
+    #[serde(skip)]
+    pub ledger: Account,
     /// Tasks created.
     pub tasks_created: u64,
     /// Tasks that ran to their end.

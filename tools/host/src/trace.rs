@@ -2,7 +2,8 @@
 //!
 //! A trace is replayed by the messages' clock (`docs/wire.md`, Time) and one message at a time: the next is sent only when the
 //! agent has dealt with the last and looks for more. So its decisions rest on the messages alone, and are the same wherever it
-//! runs, bit for bit, but for its incarnation, which its home gives it.
+//! runs, bit for bit, but for its incarnation, which its home gives it, and its ledger, which says how long its home took: both
+//! are left out where decisions are read ([`Watch::look`]), and so of what is recorded and of what is compared.
 //!
 //! A file is a JSON object to a line: first what the trace is of, then each message with the decisions after it, both as the
 //! eight words of their payload. The last lines of what is superseded within one message are not among the decisions, but their
@@ -194,7 +195,8 @@ impl Watch {
         watch
     }
 
-    /// What has come since it last looked, in the order of the decisions, without their agent's incarnation.
+    /// What has come since it last looked, in the order of the decisions, without their agent's incarnation and without their
+    /// ledgers.
     pub fn look(&mut self, slots: &[Line]) -> Vec<Txn> {
         let new = self.0.iter_mut().zip(slots).filter_map(|(reader, line)| reader.take(line));
         let mut new: Vec<_> =
@@ -355,7 +357,10 @@ pub fn replay_over(
 
 #[cfg(test)]
 mod tests {
-    use neap_abi::TaskFlags;
+    use neap_abi::ledger::DOORBELL_WORD;
+    use neap_abi::txn::CREDIT_WORD;
+    use neap_abi::{Ledger, TaskFlags};
+    use neap_queue::SlotWriter;
 
     use super::*;
 
@@ -400,6 +405,20 @@ mod tests {
             assert_eq!((first.len(), first[0].task, first[0].incarnation), (1, 7, 0), "{policy}");
             assert_eq!(first[0].credits, 4, "{policy}");
         }
+    }
+
+    #[test]
+    fn when_it_was_decided_is_no_part_of_what_was_decided() {
+        let (early, late) = (Line::default(), Line::default());
+        let txn = Txn { id: 1, order: 1, credits: 4, ..Txn::run(0, 7, 1) };
+        for (line, ticks, incarnation) in [(&early, 0, 0), (&late, 0x12_3456, 3)] {
+            let mut payload = Txn { incarnation, ..txn }.to_payload();
+            Ledger::enter(&mut payload, ticks, ticks + 1, ticks + 2);
+            SlotWriter::default().write(line, &payload, CREDIT_WORD);
+            SlotWriter::resume(1).amend(line, DOORBELL_WORD, Ledger::rung(1, ticks + 3));
+        }
+        let look = |line: &Line| Watch(vec![SlotReader::default()]).look(std::slice::from_ref(line));
+        assert_eq!((look(&early), look(&late)), (vec![txn], vec![txn]));
     }
 
     #[test]

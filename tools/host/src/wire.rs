@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use neap_abi::{AgentControl, Message, Outcome, Tag, Txn, TxnFlags};
+use neap_abi::{AgentControl, Ledger, Message, Outcome, Tag, Txn, TxnFlags};
 use neap_queue::{CreditError, Full, Line, RingError, SharedProducer, SlotReader};
 
 /// What the wire keeps for one CPU.
@@ -97,19 +97,24 @@ impl<'w> Wire<'w> {
 
     /// Takes what lies in the slot of `cpu`, if it is new and whole, and the credits with it.
     pub fn read_txn(&self, cpu: u16) -> Option<Txn> {
+        Some(self.read_line(cpu)?.0)
+    }
+
+    /// As [`Wire::read_txn`], with the txn's ledger as far as it is entered.
+    pub fn read_line(&self, cpu: u16) -> Option<(Txn, Ledger)> {
         let mut end = self.cpu(cpu)?;
         let taken = end.reader.take(self.slots.get(usize::from(cpu))?)?;
         end.taken = Some(taken.tag);
-        let txn = Txn::from_payload(&taken.payload);
+        let (txn, ledger) = (Txn::from_payload(&taken.payload), Ledger::from_payload(&taken.payload));
         // What an agent that has ended left behind says nothing against its successor.
         if !self.counts(&txn) {
-            return Some(txn);
+            return Some((txn, ledger));
         }
         // The tag follows from the id: a line that says otherwise is no libOS's.
         if Txn::tag(txn.id) != taken.tag || self.producer.credit(txn.credits).is_err() {
             self.poisoned.store(true, Ordering::Relaxed);
         }
-        Some(txn)
+        Some((txn, ledger))
     }
 
     /// Whether a decision of the present agent lies in the slot of `cpu`, not yet taken.

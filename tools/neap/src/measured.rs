@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use neap_host::ledger::{Quantiles, Span};
 use serde::{Deserialize, Serialize};
 
 /// A run's figures, so far or in all.
@@ -33,6 +34,9 @@ pub struct Measured {
     /// Times that the agent had a task give up its CPU.
     #[serde(default)]
     pub preemptions: u64,
+    /// What the ledgers of the IPU's agents came to.
+    #[serde(default)]
+    pub ledger: LedgerMeasured,
     /// Tasks that were made.
     pub tasks_created: u64,
     /// Tasks that ran to their end.
@@ -212,6 +216,22 @@ impl Measured {
         ];
         let broken = promises.iter().filter(|(count, _)| *count != 0);
         broken.map(|(count, what)| format!("{count} {what}")).chain(self.troubles.iter().cloned()).collect()
+    }
+}
+
+/// How long each step of a decision took, by the agent's counter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LedgerMeasured {
+    /// How fast that runs, in ticks a second; 0 where no ledger was kept.
+    pub counter_hz: u32,
+    /// By the step's name: [`neap_host::ledger::Span::name`].
+    pub steps: BTreeMap<String, Quantiles>,
+}
+
+impl LedgerMeasured {
+    /// What a step took; nothing where that is not known.
+    pub fn step(&self, span: Span) -> Quantiles {
+        self.steps.get(span.name()).copied().unwrap_or_default()
     }
 }
 

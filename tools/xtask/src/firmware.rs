@@ -150,8 +150,7 @@ fn bundle() -> Result<PathBuf> {
     for name in BUNDLED {
         let image = agent_image(name)?;
         let image = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
-        // As the runtime's `bundle` reads it.
-        let block = lz4_flex::block::compress(&image);
+        let block = compressed(&image)?;
         for word in [policy_id(name), image.len() as u32, block.len() as u32] {
             bundle.extend(word.to_le_bytes());
         }
@@ -160,6 +159,13 @@ fn bundle() -> Result<PathBuf> {
     let path = paths::target_dir().join("agents").join("bundle");
     write_if_new(&path, &bundle)?;
     Ok(path)
+}
+
+/// An LZ4 block, as the runtime's `bundle` reads it. It is made once and loaded by every card, so the compressor takes its time.
+fn compressed(image: &[u8]) -> Result<Vec<u8>> {
+    const LEVEL_MAX: i32 = 12;
+    let mode = lz4::block::CompressionMode::HIGHCOMPRESSION(LEVEL_MAX);
+    lz4::block::compress(image, Some(mode), false).context("an agent's image can't be compressed")
 }
 
 /// Writes a file, unless it says so already: what is built from it is then not built anew.
@@ -318,6 +324,16 @@ mod tests {
             }
         }
         bytes
+    }
+
+    #[test]
+    fn what_is_compressed_here_is_what_the_runtime_unpacks() {
+        let image: Vec<u8> = (0..40_000u32).map(|at| (at * at >> 7) as u8 & 0x3f).collect();
+        let block = compressed(&image).unwrap();
+        assert!(block.len() < image.len());
+        let mut unpacked = vec![0; image.len()];
+        assert_eq!(lz4_flex::block::decompress_into(&block, &mut unpacked), Ok(image.len()));
+        assert_eq!(unpacked, image);
     }
 
     #[test]

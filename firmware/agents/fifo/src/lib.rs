@@ -15,17 +15,24 @@ mod tests {
     use core::cell::{Cell, RefCell};
     use core::sync::atomic::{AtomicU64, Ordering};
     use neap_abi::{
-        AgentControl, AgentState, Clock, Message, MessageKind, Outcome, Payload, TaskFlags, Txn, TxnFlags,
-        VERSION,
+        AgentControl, AgentState, Clock, Ledger, Message, MessageKind, Outcome, Payload, TaskFlags, Txn,
+        TxnFlags, VERSION,
     };
     use neap_agent::{AgentError, Bindings, Doorbell, Exit, Idle};
     use neap_queue::{Line, SharedProducer, SlotReader};
 
-    struct Rung<'a>(&'a RefCell<Vec<u16>>);
+    /// Keeps what is rung, and has a counter that moves by two with each look.
+    struct Rung<'a>(&'a RefCell<Vec<u16>>, Cell<u64>);
 
     impl Doorbell for Rung<'_> {
         fn ring(&self, cpu: u16) {
             self.0.borrow_mut().push(cpu);
+        }
+
+        fn ticks(&self) -> u64 {
+            self.1.set(self.1.get() + 2);
+            // Its low 24 bits come round after the seventh look.
+            self.1.get() + 0xff_fff1
         }
     }
 
@@ -58,7 +65,7 @@ mod tests {
             slots: &slots,
             control: &control,
             revoke: &revoke,
-            doorbell: Rung(&rung),
+            doorbell: Rung(&rung, Cell::new(0)),
             core: 1,
             wake: (3, 4),
             session: 9,
@@ -111,9 +118,14 @@ mod tests {
                 }
                 _ => {
                     assert_eq!(rung, [2]);
-                    let txn = Txn::from_payload(&reader.take(&slots[2]).unwrap().payload);
+                    let line = reader.take(&slots[2]).unwrap().payload;
+                    let txn = Txn::from_payload(&line);
                     assert_eq!((txn.task, txn.stamp, txn.cpu, txn.id), (5, 3, 2, 1));
                     assert_eq!((txn.flags, txn.order, txn.credits, txn.incarnation), (TxnFlags(0), 1, 7, 5));
+                    // Six messages led to nothing: the seventh was seen at the seventh look.
+                    let (seen_ticks, decided_ticks) = (0xff_ffff, 1);
+                    let kept = Ledger { seen_ticks, decided_ticks, published_ticks: 1, doorbell_ticks: 3 };
+                    assert_eq!(Ledger::from_payload(&line), kept);
                     false
                 }
             }
@@ -184,7 +196,7 @@ mod tests {
             slots,
             control: &control,
             revoke: &revoke,
-            doorbell: Rung(&rung),
+            doorbell: Rung(&rung, Cell::new(0)),
             core: 1,
             wake: (3, 4),
             session: 1,

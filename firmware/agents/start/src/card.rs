@@ -11,7 +11,7 @@ use neap_abi::epitaph::Cut;
 use neap_abi::grant::{REVOKE_WORD, WORDS, call, space};
 use neap_agent::{AgentError, Bindings, Doorbell, Exit, Idle};
 use neap_hal::cpu::call::{call, last_call, relax};
-use neap_hal::cpu::timer::Counter;
+use neap_hal::cpu::timer::{self, Counter};
 use neap_hal::soc::msix::{DoorbellPage, Doorbells};
 use neap_queue::Line;
 use safe_mmio::UniqueMmioPointer;
@@ -25,6 +25,11 @@ impl Doorbell for Bell {
     fn ring(&self, cpu: u16) {
         // The libOS rings no CPU outside the enclave; the handle would not either.
         self.0.ring(cpu);
+    }
+
+    #[inline(always)]
+    fn ticks(&self) -> u64 {
+        timer::ticks()
     }
 }
 

@@ -19,6 +19,7 @@ use neap_vipu::Peer;
 
 use super::mischief::{AGENT_VECTOR, ENDED, Nap};
 use super::{LOOK, Mischief, OnHostError, Settings};
+use crate::ledger::{HOST_COUNTER_HZ, host_ticks};
 use crate::policies;
 use crate::window::{HostWindow, HostWindowError};
 
@@ -38,6 +39,10 @@ impl Doorbell for HostBell<'_> {
     fn ring(&self, cpu: u16) {
         // A host that has gone away hears nothing; the supervisor learns of it.
         let _ = self.peer.ring(self.host, cpu);
+    }
+
+    fn ticks(&self) -> u64 {
+        host_ticks()
     }
 }
 
@@ -131,8 +136,9 @@ impl<'w> Boot<'w> {
     ) -> Result<Self, OnHostError> {
         let Settings { message_lines, version, .. } = settings;
         let layout = Layout { message_lines, ..Layout::usual(window.bytes(), CORES) };
-        let mut hello =
-            layout.hello(boot, feature::GROUPS | feature::SLEEPS | feature::MESSAGE_CLOCK, Link::Coherent)?;
+        let features = feature::GROUPS | feature::SLEEPS | feature::MESSAGE_CLOCK | feature::HOST_CLOCK;
+        let mut hello = layout.hello(boot, features, Link::Coherent)?;
+        hello.counter_hz = HOST_COUNTER_HZ;
         let managed = version >= Version::AGENTS_COME_AND_GO;
         if !managed {
             hello = without_managers(&hello);

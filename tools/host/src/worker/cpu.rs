@@ -4,12 +4,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use neap_abi::message::TASK_NONE;
-use neap_abi::{Message, MessageKind, TaskFlags, Txn};
+use neap_abi::{Ledger, Message, MessageKind, TaskFlags, Txn};
 
 use super::enclave::{Alarm, Enclave, Job, State};
 use super::telling::note_arrival;
 use super::{Step, Work};
 use crate::event::{EventKind, Level};
+use crate::ledger::host_ticks;
 use crate::mechanism::{AgentStanding, TaskState, Verdict};
 
 /// A CPU that waits looks up so often, to see whether it is wanted elsewhere.
@@ -109,17 +110,18 @@ impl Enclave {
     }
 
     /// What a CPU is to do next: what lies in its slot, or while the host itself decides, what has waited longest.
-    fn take(&self, state: &State, cpu: u16) -> Option<Txn> {
+    fn take(&self, state: &State, cpu: u16) -> Option<(Txn, Ledger)> {
         if state.level != Level::Host {
-            return state.wire()?.read_txn(cpu);
+            return state.wire()?.read_line(cpu);
         }
         let task = state.mechanism.first_runnable_on(cpu)?;
-        Some(Txn::run(cpu, task, state.mechanism.task(task)?.stamp))
+        Some((Txn::run(cpu, task, state.mechanism.task(task)?.stamp), Ledger::default()))
     }
 
     /// Takes what lies in the CPU's slot and enforces it. None if nothing does; [`TASK_NONE`] if it was refused.
     fn decide(&self, state: &mut State, cpu: u16, prestaged: bool) -> Option<u32> {
-        let txn = self.take(state, cpu)?;
+        let (txn, ledger) = self.take(state, cpu)?;
+        let taken_ticks = host_ticks();
         self.rings[usize::from(cpu)].store(0, Ordering::Relaxed);
         if state.level == Level::Ipu && state.mechanism.is_of_another_agent(&txn) {
             // It may be of an agent that has come since the last look.
@@ -129,6 +131,9 @@ impl Enclave {
             state.mechanism.agent = AgentStanding::Poisoned;
         }
         let foreign = state.level == Level::Ipu && state.mechanism.is_of_another_agent(&txn);
+        if state.level == Level::Ipu && !foreign {
+            state.ledger.note(state.link.link().hello(), &txn, &ledger, taken_ticks);
+        }
         let arrival = state.mechanism.task(txn.task).map(|task| task.arrival);
         let verdicts = state.mechanism.commit(cpu, &txn);
         let mut task = TASK_NONE;

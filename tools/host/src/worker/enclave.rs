@@ -14,6 +14,7 @@ use super::host::TaskNumbers;
 use super::{EnclaveConfig, Nature, Refused, WorkerError};
 use crate::event::{Event, EventKind, Events, Level};
 use crate::fifo_check::FifoCheck;
+use crate::ledger::Account;
 use crate::link::{Attachment, OwnedLink};
 use crate::manager::Agents;
 use crate::mechanism::{AgentStanding, Mechanism, TaskState};
@@ -91,6 +92,8 @@ pub(super) struct State {
     pub(super) request: Histogram<u64>,
     /// As `request`, of those that are not long.
     pub(super) request_short: Histogram<u64>,
+    /// What the ledgers of the IPU's agents came to.
+    pub(super) ledger: Account,
     pub(super) outcomes: BTreeMap<Outcome, u64>,
     pub(super) dropped_since: u32,
     pub(super) events: Events,
@@ -224,6 +227,7 @@ impl Enclave {
             round_trip: histogram(),
             request: histogram(),
             request_short: histogram(),
+            ledger: Account::default(),
             outcomes: BTreeMap::new(),
             dropped_since: 0,
             events: Events::default(),
@@ -425,6 +429,7 @@ impl Enclave {
         report.round_trip_ns = Some(state.round_trip.clone());
         report.request_ns = Some(state.request.clone());
         report.request_short_ns = Some(state.request_short.clone());
+        report.ledger = state.ledger.clone();
         report.epitaphs = self.epitaphs(link.hello(), link.session());
         report.events = state.events.kept().to_vec();
         report.events_dropped = state.events.dropped();

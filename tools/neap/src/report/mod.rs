@@ -5,6 +5,7 @@ pub mod plot;
 mod table;
 
 use clap::ValueEnum;
+use neap_host::ledger::{Quantiles, Span};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -186,6 +187,33 @@ impl Record {
         }
     }
 
+    /// What the ledger's times are, in words: they stand beside them wherever they are shown.
+    pub fn ledger_label(&self) -> &'static str {
+        if self.parameters.host == HostKind::Linux {
+            "not known here: the kernel passes it over"
+        } else if self.measured.ledger.counter_hz == 0 {
+            "not kept"
+        } else if self.emulated() {
+            "the emulator's counter: no silicon time"
+        } else {
+            "the host's clock: no silicon time of the IPU's"
+        }
+    }
+
+    /// The ledger's figures, in ns.
+    fn ledger(&self) -> Value {
+        let ledger = &self.measured.ledger;
+        let mut object = Map::new();
+        object.insert("counter_hz".to_owned(), ledger.counter_hz.into());
+        object.insert("label".to_owned(), self.ledger_label().into());
+        for span in Span::ALL {
+            let Quantiles { count, p50_ns, p99_ns, max_ns } = ledger.step(span);
+            let figures = json!({ "count": count, "p50": p50_ns, "p99": p99_ns, "max": max_ns });
+            object.insert(span.name().to_owned(), figures);
+        }
+        Value::Object(object)
+    }
+
     /// One JSON object; its keys are the same wherever and however the run ended.
     pub fn json(&self) -> Value {
         let Self { parameters: asked, measured: m, .. } = self;
@@ -242,6 +270,7 @@ impl Record {
         object["load"] = asked.load.name().into();
         object["preemptions"] = m.preemptions.into();
         object["request_short_us"] = quantiles(&m.request_short);
+        object["ledger_ns"] = self.ledger();
         object["watchdog_ms"] = asked.watchdog_ms.into();
         object["kill_agent_after_s"] = asked.kill_agent_after_s.into();
         object["command"] = asked.command.clone().into();
@@ -332,6 +361,7 @@ pub fn percent(share: f64) -> String {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::measured::LedgerMeasured;
 
     /// A run such as QEMU gives.
     pub fn example() -> Record {
@@ -378,6 +408,15 @@ pub mod tests {
                 prestage_misses: 12_012,
                 round_trip: distribution(30.0),
                 request: distribution(60.0),
+                ledger: LedgerMeasured {
+                    counter_hz: 62_500_000,
+                    steps: [Span::SeenToDecided, Span::DecidedToPublished]
+                        .map(|span| {
+                            let step = Quantiles { count: 9, p50_ns: 800, p99_ns: 1600, max_ns: 3200 };
+                            (span.name().to_owned(), step)
+                        })
+                        .into(),
+                },
                 tasks_created: 30_011,
                 tasks_finished: 30_011,
                 messages: 99_000,
@@ -415,6 +454,12 @@ pub mod tests {
         assert_eq!(json["emulated"], true);
         assert_eq!(json["outcomes"]["committed"], 33_012);
         assert_eq!(json["round_trip_us"]["p999"], 2700.0);
+        assert_eq!(
+            json["ledger_ns"]["seen_to_decided"],
+            json!({"count": 9, "p50": 800, "p99": 1600, "max": 3200})
+        );
+        assert!(json["ledger_ns"]["label"].as_str().unwrap().contains("no silicon time"));
+        assert_eq!(bare.json()["ledger_ns"]["label"], "not kept");
         assert!(json["decisions_per_s"].as_f64().unwrap() > 3000.0);
         assert_eq!(bare.json()["where"], "on-host");
         assert_eq!(bare.json()["remarks"][0], "QEMU was killed");

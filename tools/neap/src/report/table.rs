@@ -3,6 +3,8 @@
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 
+use neap_host::ledger::Span;
+
 use super::{Record, count, percent, time};
 use crate::measured::{Distribution, EnclaveMeasured};
 
@@ -42,6 +44,17 @@ pub fn table(record: &Record) -> String {
             format!("{} / {}", time(distribution.p999), longest(distribution)),
             String::new(),
         );
+    }
+    for span in Span::ALL {
+        let step = m.ledger.step(span);
+        if step.count > 0 {
+            let ns = |ns: u64| time(ns as f64 / 1e3);
+            row(
+                &format!("{} p50 / p99", span.name().replace('_', " ")),
+                format!("{} / {}", ns(step.p50_ns), ns(step.p99_ns)),
+                record.ledger_label().to_owned(),
+            );
+        }
     }
     if m.preemptions > 0 {
         row("preemptions", count(m.preemptions), String::new());
@@ -150,6 +163,9 @@ mod tests {
             "task_stale",
             "63.6 %",
             "emulated",
+            "seen to decided p50 / p99",
+            "0.8 µs / 1.6 µs",
+            "no silicon time",
             "QEMU 7.2.22, TCG",
             "seed 77",
         ] {
@@ -177,6 +193,7 @@ mod tests {
         assert!(table(&record).contains("round trip") && table(&record).contains("FIFO violations"));
         record.parameters.host = HostKind::Linux;
         record.measured.round_trip = Distribution::default();
+        assert!(!table(&record).contains("published to doorbell"));
         assert!(!table(&record).contains("round trip") && !table(&record).contains("FIFO violations"));
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use neap_host::ledger::Account;
 use neap_host::report::{Latency, Report};
 
 use crate::enclaves::EnclaveAsked;
-use crate::measured::{Distribution, EnclaveMeasured, FallbackMeasured, Measured};
+use crate::measured::{Distribution, EnclaveMeasured, FallbackMeasured, LedgerMeasured, Measured};
 
 /// All enclaves together, and each of them.
 pub fn measured(reports: &[Report], asked: &[EnclaveAsked], offered: &[u64]) -> Measured {
@@ -45,6 +46,7 @@ pub fn measured(reports: &[Report], asked: &[EnclaveAsked], offered: &[u64]) -> 
             (&report.request_short, report.request_short_ns.as_ref())
         }),
         preemptions: sum(|report| report.preemptions),
+        ledger: ledger(reports),
         tasks_created: sum(|report| report.tasks_created),
         tasks_finished: sum(|report| report.tasks_finished),
         tasks_lost: sum(|report| report.tasks_lost),
@@ -126,6 +128,13 @@ fn distribution(
         let _ = all.add(more);
     }
     whole(&Latency::of(&all))
+}
+
+/// All enclaves' ledgers together.
+fn ledger(reports: &[Report]) -> LedgerMeasured {
+    let mut all = Account::default();
+    reports.iter().for_each(|report| all.add(&report.ledger));
+    LedgerMeasured { counter_hz: all.counter_hz(), steps: all.quantiles() }
 }
 
 /// A distribution with its curve.

@@ -22,11 +22,11 @@ use crate::progress::Step;
 use crate::setup;
 
 use analysis::{Findings, Measured, Sent};
-use host::Host;
+use host::{Host, Ledgers};
 use metered::{Metered, Parts, Places};
 use model::{Listing, Modelled};
 use program::{Facts, Program};
-use report::Report;
+use report::{Report, Runs};
 
 /// The policy whose path is measured.
 const POLICY: &str = "fifo";
@@ -40,6 +40,7 @@ struct Run {
     sent: Vec<Sent>,
     records: Vec<Record>,
     ring_lines: u64,
+    ledgers: Ledgers,
 }
 
 /// Measures the decision path and checks it against the budgets whose names begin with `path`.
@@ -68,7 +69,10 @@ pub fn run(json: bool) -> Result<()> {
         all.merge(Findings::of(run, &mut facts)?);
     }
     let modelled = worst(&measured, &Listing::of(&elves, &llvm)?, &llvm)?;
-    let report = Report::new(all, modelled, analysis::repeatable(&measured), RUNS, llvm.version);
+    let mut ledgers = Ledgers::default();
+    runs.iter().for_each(|run| ledgers.merge(run.ledgers));
+    let runs = Runs { repeatable: analysis::repeatable(&measured), count: RUNS, ledgers };
+    let report = Report::new(all, modelled, runs, llvm.version);
     if json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -125,8 +129,9 @@ fn measure(parts: &Parts, places: &Places) -> Result<Run> {
     let mut host = Host::attach(&machine, POLICY, script::CPUS, script::TASKS)?;
     script::play(&mut host)?;
     let ring_lines = host.ring_lines()? as u64;
+    let ledgers = host.ledgers();
     let sent = host.into_sent();
-    Ok(Run { sent, records: machine.records()?, ring_lines })
+    Ok(Run { sent, records: machine.records()?, ring_lines, ledgers })
 }
 
 /// The slowest of the steady paths to a doorbell, each different path modelled once.

@@ -9,6 +9,7 @@ use neap_meter::record::Ending;
 use serde::Serialize;
 
 use super::analysis::{Counts, Findings};
+use super::host::Ledgers;
 use super::model::{CLOCK_GHZ, DOORBELL_NS, GHOST_NS, LABEL, Modelled, TIDE_NS};
 use super::{POLICY, script};
 use crate::budget::Budget;
@@ -36,6 +37,19 @@ pub struct Report {
     peers: Peers,
     repeatable: bool,
     runs: usize,
+    /// What the ledgers of all txns show.
+    ledgers: Ledgers,
+}
+
+/// What holds of all runs together.
+#[derive(Debug, Clone, Copy)]
+pub struct Runs {
+    /// They took the same paths.
+    pub repeatable: bool,
+    /// How many there were.
+    pub count: usize,
+    /// What the ledgers of their txns show.
+    pub ledgers: Ledgers,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,7 +79,7 @@ struct Peers {
 
 impl Report {
     /// Puts the parts together.
-    pub fn new(findings: Findings, modelled: Modelled, repeatable: bool, runs: usize, llvm: Version) -> Self {
+    pub fn new(findings: Findings, modelled: Modelled, runs: Runs, llvm: Version) -> Self {
         let line = |counts: &Counts| Line {
             n: counts.n(),
             instructions_min: counts.min(),
@@ -98,8 +112,9 @@ impl Report {
                 label: LABEL,
             },
             peers: Peers { tide_ns: TIDE_NS, ghost_ns: GHOST_NS },
-            repeatable,
-            runs,
+            repeatable: runs.repeatable,
+            runs: runs.count,
+            ledgers: runs.ledgers,
         }
     }
 
@@ -129,6 +144,9 @@ impl Report {
         }
         if !self.repeatable {
             faults.push(format!("{} runs of one script differ", self.runs));
+        }
+        if !self.ledgers.hold() {
+            faults.push(format!("ledgers out of order or not kept: {:?}", self.ledgers));
         }
         if !faults.is_empty() {
             bail!("the path from message to doorbell is outside its budget: {}", faults.join("; "));
@@ -167,6 +185,8 @@ impl fmt::Display for Report {
             "Longest path to a doorbell: {} instructions; after a refusal: {}.\n",
             self.instructions_max, self.refusal_instructions_max
         )?;
+        let Ledgers { txns, in_order, rung } = self.ledgers;
+        writeln!(f, "Ledgers: {in_order} of {txns} in order, {rung} with a doorbell.\n")?;
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN);
         table.set_header(["decision and doorbell", "ns", "how"]);
@@ -212,9 +232,11 @@ mod tests {
 
     fn report() -> Report {
         let modelled = Modelled { cycles: 120, steady_cycles: 60.5, unmodelled: 0 };
+        let ledgers = Ledgers { txns: 9, in_order: 9, rung: 4 };
+        let runs = Runs { repeatable: true, count: 3, ledgers };
         Report {
             instructions_max: 100,
-            ..Report::new(Findings::default(), modelled, true, 3, Version::new(22, 1))
+            ..Report::new(Findings::default(), modelled, runs, Version::new(22, 1))
         }
     }
 
@@ -249,6 +271,7 @@ mod tests {
         assert!(fault(|report| report.dsb = 2).contains("2 DSBs"));
         assert!(fault(|report| report.allocations = 3).contains("3 allocations"));
         assert!(fault(|report| report.repeatable = false).contains("differ"));
+        assert!(fault(|report| report.ledgers.in_order = 8).contains("ledgers"));
     }
 
     #[test]
