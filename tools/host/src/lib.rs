@@ -9,8 +9,8 @@
 //! [`link`] is `SEND_MESSAGE`, `REGISTER_IRQ_HANDLER`, `READ_TXN` and `SET_TXN_OUTCOME`; [`manager`] is how agents are
 //! loaded, replaced and ended; [`worker`] is a host made of threads, each a host CPU; [`spare`] and [`onhost`] run the
 //! very agent that the IPU runs in this process: the one when the IPU fails, the other in the IPU's place. [`device`] is a machine's
-//! own driver, which does all of this in the kernel. [`trace`] keeps what an agent was told, and tells it again; [`ledger`] says how
-//! long it took.
+//! own driver, which does all of this in the kernel. [`trace`] keeps what an agent was told, and tells it again; [`sights`] keeps
+//! what a host saw, for a timeline; [`ledger`] says how long agents took.
 
 pub mod device;
 pub mod event;
@@ -23,6 +23,7 @@ pub mod onhost;
 pub mod ownership;
 pub mod policies;
 pub mod report;
+pub mod sights;
 pub mod spare;
 pub mod trace;
 pub mod window;

@@ -95,6 +95,15 @@ pub struct Verdict {
     pub switch: Option<Switch>,
 }
 
+impl Verdict {
+    /// As much as it tells of its txn.
+    #[must_use]
+    pub fn of_member(&self) -> Txn {
+        let task = self.switch.map_or(TASK_NONE, |switch| switch.task);
+        Txn { id: self.txn, ..Txn::run(self.cpu, task, 0) }
+    }
+}
+
 /// What standing the agent has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AgentStanding {

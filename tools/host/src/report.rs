@@ -1,6 +1,7 @@
 //! What a run of the worker host comes to.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hdrhistogram::Histogram;
 use neap_abi::{EpitaphRecord, Message};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Fault, Level};
 use crate::ledger::Account;
+use crate::sights::Sights;
 
 /// A latency distribution, in µs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -71,6 +73,36 @@ pub struct Snapshot {
     pub level: Level,
     /// The IPU's agent.
     pub incarnation: u32,
+    /// The CPUs, by number.
+    pub cpus: Vec<u16>,
+    /// As `decisions`, by who decided: the IPU's agent, the one on the host, the host itself.
+    pub decisions_by_level: [u64; 3],
+    /// Verdicts, by the outcome's name.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Decisions that lay in the slot when a CPU came to need one.
+    pub prestage_hits: u64,
+    /// Times that a CPU came to need a decision and found none.
+    pub prestage_misses: u64,
+    /// Messages sent.
+    pub messages: u64,
+    /// Messages that did not fit the ring.
+    pub messages_dropped: u64,
+    /// Doorbells that the IPU's agents rang, as of the last look.
+    pub doorbells: u64,
+    /// Resyncs.
+    pub resyncs: u64,
+    /// Agents of the IPU that there were.
+    pub incarnations: u64,
+    /// What the watch found wrong, by its name.
+    pub faults: BTreeMap<String, u64>,
+    /// Times that somebody else took over, in order.
+    pub fallbacks: Vec<FallbackReport>,
+    /// Times that the IPU took over again.
+    pub comebacks: u64,
+    /// Decision latency so far, as [`Report::round_trip`], in µs.
+    pub round_trip_p50_us: f64,
+    /// As above, 99th percentile.
+    pub round_trip_p99_us: f64,
 }
 
 /// The end of an agent or a core of the IPU, as its epitaph tells.
@@ -209,6 +241,9 @@ pub struct Report {
     /// What the ledgers of the IPU's agents came to; as above.
     #[serde(skip)]
     pub ledger: Account,
+    /// What its host saw, if that was asked for; only in the process that saw it.
+    #[serde(skip)]
+    pub sights: Option<Arc<Sights>>,
     /// Tasks created.
     pub tasks_created: u64,
     /// Tasks that ran to their end.

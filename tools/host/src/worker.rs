@@ -97,6 +97,8 @@ pub struct EnclaveConfig {
     pub clock: Clock,
     /// Whether the messages of its first attachment are kept, for a trace.
     pub keeps_messages: bool,
+    /// Sights that are kept from its beginning on, at most; 0 for none.
+    pub sights_max: usize,
     /// Vectors of each peer on its link.
     pub vectors: u16,
     /// Number of its first attachment; later ones count on from it.
@@ -124,6 +126,7 @@ impl EnclaveConfig {
             first_policy: "fifo".to_owned(),
             clock: Clock::Own,
             keeps_messages: false,
+            sights_max: 0,
             vectors,
             session,
             version: VERSION,

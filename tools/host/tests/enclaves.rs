@@ -3,6 +3,7 @@
 #[path = "common/mod.rs"]
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use neap_host::event::{EventKind, Fault, Level};
 use neap_host::manager::ManageError;
 use neap_host::onhost::{Mischief, Settings};
 use neap_host::report::Report;
+use neap_host::sights::{SIGHTS_MAX, Sight};
 use neap_host::spare::Spare;
 use neap_host::worker::{
     Enclave, EnclaveConfig, Host, HostConfig, MoveError, Step, Work, WorkerError, with_host,
@@ -122,6 +124,35 @@ fn comes_back(name: &str, mischief: Mischief, fault: Fault, cause: &str) -> Repo
 #[test]
 fn an_agent_that_hangs_is_ended_and_the_next_comes_back() {
     comes_back("hang", Mischief::Hang, Fault::AgentLate, "late");
+}
+
+#[test]
+fn what_is_seen_is_what_is_reported_whoever_decides() {
+    let report =
+        under_load("seen", villain(Mischief::Hang), |config| config.sights_max = SIGHTS_MAX, is_back);
+    let sights = report.sights.as_ref().unwrap();
+    assert_eq!((sights.lost, sights.decisions(), sights.messages()), (0, report.decisions, report.messages));
+    let mut outcomes = BTreeMap::new();
+    let mut levels = [0; 3];
+    let mut events = vec![report.events[0].kind];
+    let mut left = 0;
+    for seen in sights.iter() {
+        match seen.sight {
+            Sight::Txn(judged) => {
+                *outcomes.entry(judged.outcome.name().to_owned()).or_insert(0) += 1;
+                levels[usize::from(judged.level.number())] += u64::from(judged.is_decision);
+            }
+            Sight::Event(kind) => events.push(kind),
+            Sight::Left { .. } => left += 1,
+            Sight::Message(_) | Sight::Doorbell { .. } => {}
+        }
+    }
+    assert_eq!((outcomes, levels), (report.outcomes.clone(), report.decisions_by_level));
+    // Attaching is where it begins, and its end comes after the last CPU has left.
+    assert_eq!(events, kinds(&report));
+    assert!(sights.iter().map(|seen| seen.at_ns).is_sorted());
+    // Each decision was run to the end of a step.
+    assert_eq!(left, report.decisions);
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use neap_abi::CPUS_MAX;
 use neap_host::policies::BUNDLED;
 
 use crate::enclaves::{self, EnclaveAsked};
+use crate::inspect;
 use crate::report::{HostKind, LoadKind, Parameters};
 #[cfg(feature = "linux")]
 use crate::scx::ScxCommand;
@@ -72,6 +75,29 @@ pub enum Command {
         #[arg(long, value_name = "DEVICE")]
         device: Option<PathBuf>,
     },
+    /// Watch enclaves, agents, cores, decisions, latency, outcomes, faults and epitaphs; q ends it
+    Top {
+        /// Print one plain frame instead, for scripts
+        #[arg(long)]
+        once: bool,
+        /// The driver's device, e.g. /dev/neap0, instead of an instance
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
+    },
+    /// Print the same figures as OpenMetrics, or serve them to Prometheus
+    Metrics {
+        /// Serve them by HTTP under /metrics until Ctrl-C [default: this machine alone can reach it, 127.0.0.1:9464]
+        #[arg(long, value_name = "ADDRESS:PORT", num_args = 0..=1, default_missing_value = inspect::LOOPBACK)]
+        listen: Option<SocketAddr>,
+        /// The driver's device, e.g. /dev/neap0, instead of an instance
+        #[arg(long, value_name = "DEVICE")]
+        device: Option<PathBuf>,
+    },
+    /// Print what completes these commands in a shell: bash, elvish, fish, powershell or zsh
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     /// Put the scheduler that asks the IPU into this machine's kernel
     #[cfg(feature = "linux")]
     #[command(subcommand)]
@@ -100,8 +126,11 @@ pub enum Command {
     ///
     /// A trace is replayed message by message, by the messages' own clock, so that each policy decides the
     /// same wherever its agent runs, bit for bit. `neap run --trace FILE` records a run.
-    #[command(subcommand, verbatim_doc_comment)]
-    Trace(TraceCommand),
+    ///
+    /// With --perfetto it is the running instance that is watched, for --seconds: what runs on each host CPU,
+    /// every message, txn and outcome, and who decides, as a timeline for ui.perfetto.dev.
+    #[command(verbatim_doc_comment)]
+    Trace(TraceOptions),
     /// Measure what this machine's own IPU costs it
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -220,6 +249,20 @@ pub struct BuildOptions {
     /// Write the runtime alone too, as arm64's Image: for `-kernel` and `booti`
     #[arg(long, value_name = "FILE")]
     pub raw: Option<PathBuf>,
+}
+
+/// What to trace.
+#[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct TraceOptions {
+    #[command(subcommand)]
+    pub command: Option<TraceCommand>,
+    /// Watch the running instance, and write a timeline for Perfetto
+    #[arg(long, value_name = "FILE", required = true)]
+    pub perfetto: Option<PathBuf>,
+    /// How long to watch
+    #[arg(long, default_value_t = 5.0, allow_negative_numbers = true, value_parser = watched)]
+    pub seconds: f64,
 }
 
 /// What to do with traces.
@@ -441,6 +484,9 @@ pub struct RunOptions {
     /// Write what the first enclave's agent is told, for `neap trace replay`; its policy goes by the messages' time then
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Write a timeline for Perfetto: what ran where, and the messages, txns and outcomes that made it so
+    #[arg(long, value_name = "FILE")]
+    pub perfetto: Option<PathBuf>,
     /// A command to run in the guest in place of the store and its load, with its own options
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -475,7 +521,9 @@ impl RunOptions {
              another take over with `neap agent replace {}`",
             self.policy
         );
-        anyhow::ensure!(self.trace.is_none(), "--trace is of the worker host: leave --host linux out");
+        for (option, given) in [("--trace", self.trace.is_some()), ("--perfetto", self.perfetto.is_some())] {
+            anyhow::ensure!(!given, "{option} is of the worker host: leave --host linux out");
+        }
         anyhow::ensure!(
             self.load != Some(LoadKind::Dispersive),
             "--load dispersive is of the worker host: leave --host linux out"
@@ -571,6 +619,10 @@ impl RunOptions {
 
 fn seconds(text: &str) -> Result<f64, String> {
     within(text, 0.1, 86_400.0, "seconds")
+}
+
+fn watched(text: &str) -> Result<f64, String> {
+    within(text, 0.1, 600.0, "seconds")
 }
 
 fn age(text: &str) -> Result<f64, String> {

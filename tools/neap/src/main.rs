@@ -1,4 +1,4 @@
-//! The command for users: `run` an instance with a load on it, read its `log`, ask for its `status`, change its `agent`s.
+//! The command for users: `run` an instance with a load on it, see what it does (`status`, `top`, `log`, `metrics`, `trace`), change its `agent`s.
 //!
 //! 1. Results go to stdout, remarks and progress to stderr.
 //! 2. However it ends, nothing stays behind: children die with it, files go with it, and what a killed run left is
@@ -18,6 +18,7 @@ mod image;
 mod inspect;
 mod manage;
 mod measured;
+mod perfetto;
 mod report;
 mod run;
 #[cfg(feature = "linux")]
@@ -30,7 +31,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 
 use args::{Arguments, BenchCommand, CheckCommand, Command};
 
@@ -40,6 +42,9 @@ fn main() -> ExitCode {
         Command::Log { follow } => inspect::log(follow).map(|()| 0),
         Command::Agent(command) => manage::agent(&command).map(|()| 0),
         Command::Status { json, device } => inspect::status(json, device.as_deref()).map(|()| 0),
+        Command::Top { once, device } => inspect::top(once, device.as_deref()).map(|()| 0),
+        Command::Metrics { listen, device } => inspect::metrics(listen, device.as_deref()).map(|()| 0),
+        Command::Completions { shell } => completions(shell).map(|()| 0),
         Command::Sim(options) => sim::run(&options),
         Command::Key(command) => image::key(&command).map(|()| 0),
         Command::Image(command) => image::image(&command).map(|()| 0),
@@ -62,6 +67,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what completes our commands in a shell: of the program that a package puts in place.
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "neap", &mut script);
+    print(String::from_utf8_lossy(&script).trim_end())
 }
 
 /// Prints a result to stdout. A reader that has seen enough and gone is no error.

@@ -27,7 +27,7 @@ pub const MANAGE: &str = "manage.sock";
 const PATIENCE: Duration = Duration::from_secs(150);
 
 /// What is asked: one JSON line each, with one [`Answer`] each.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Asked {
     /// Which agents there are; of all enclaves, or of one.
     List(Option<u16>),
@@ -53,6 +53,16 @@ pub enum Asked {
         enclave: u16,
         /// How long it may take to give its core back.
         grace_us: u64,
+    },
+    /// Keep what is seen from now on.
+    Watch {
+        /// For how long.
+        seconds: f64,
+    },
+    /// Write what was seen since, when that time is over.
+    Seen {
+        /// Where to.
+        file: PathBuf,
     },
 }
 

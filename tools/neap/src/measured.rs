@@ -104,6 +104,24 @@ pub struct EnclaveMeasured {
     pub decisions_by_host: u64,
     /// How many of each outcome, by its name.
     pub outcomes: BTreeMap<String, u64>,
+    /// Times a CPU found its next decision in its slot when it looked.
+    #[serde(default)]
+    pub prestage_hits: u64,
+    /// Times it had to wait for one.
+    #[serde(default)]
+    pub prestage_misses: u64,
+    /// Messages sent.
+    #[serde(default)]
+    pub messages: u64,
+    /// Messages that did not fit the ring.
+    #[serde(default)]
+    pub messages_dropped: u64,
+    /// Doorbells that the IPU's agents rang.
+    #[serde(default)]
+    pub doorbells: u64,
+    /// Tasks that wait; 0 when all is over.
+    #[serde(default)]
+    pub queue_depth: u64,
     /// Tasks that were made.
     pub tasks_created: u64,
     /// Tasks that ran to their end.

@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
-use std::path::Path;
+use std::path::{self, Path};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
@@ -12,7 +14,11 @@ use serde::Serialize;
 use xtask::homes::{Home, Homes};
 use xtask::progress::Step;
 
-use crate::args::{RecordOptions, ReplayOptions, TraceCommand};
+use crate::args::{RecordOptions, ReplayOptions, TraceCommand, TraceOptions};
+use crate::inspect::snapshot::Snapshot;
+use crate::manage::{self, Answer, Asked};
+use crate::perfetto::Held;
+use crate::run::output;
 use crate::sim;
 
 /// What became of a trace in one home.
@@ -38,11 +44,37 @@ struct Report {
 }
 
 /// Does what is asked; the exit status.
-pub fn trace(command: &TraceCommand) -> Result<u8> {
-    match command {
-        TraceCommand::Record(options) => record(options).map(|()| 0),
-        TraceCommand::Replay(options) => replay(options),
+pub fn trace(options: &TraceOptions) -> Result<u8> {
+    match (&options.command, &options.perfetto) {
+        (Some(TraceCommand::Record(options)), _) => record(options).map(|()| 0),
+        (Some(TraceCommand::Replay(options)), _) => replay(options),
+        (None, Some(file)) => watch(file, options.seconds).map(|()| 0),
+        (None, None) => bail!("say what to trace: record, replay or --perfetto FILE"),
     }
+}
+
+/// Has the running instance's host keep what it sees for a while, and write it to a file.
+fn watch(file: &Path, seconds: f64) -> Result<()> {
+    let running = Snapshot::running();
+    let dir = running.context("nothing runs that could be watched; start a run with `cargo neap run`")?.dir;
+    // The host writes it, from wherever it stands.
+    let path = path::absolute(output::claim("--perfetto", file)?).context("the timeline's place")?;
+    let asked = |asked: &Asked| match manage::ask(&dir, asked)? {
+        Answer::Done(value) => Ok(value),
+        Answer::Failed(words) => bail!("{words}"),
+    };
+    asked(&Asked::Watch { seconds })?;
+    let mut step = Step::start(format!("watching for {seconds} s"));
+    let began = Instant::now();
+    let lasts = Duration::from_secs_f64(seconds);
+    while began.elapsed() < lasts {
+        step.tick();
+        thread::sleep(Duration::from_millis(50).min(lasts.saturating_sub(began.elapsed())));
+    }
+    step.done();
+    let held: Held = serde_json::from_value(asked(&Asked::Seen { file: path })?)
+        .context("the host is of another release of neap; use that")?;
+    crate::print(&format!("{}: {}", file.display(), held.in_words()))
 }
 
 fn record(options: &RecordOptions) -> Result<()> {

@@ -4,9 +4,12 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 
 use common::{Place, signal, wait_gone};
+use openmetrics_parser::OpenMetricsValue;
 use rustix::process::Signal;
 
 #[test]
@@ -258,4 +261,112 @@ fn a_place_for_runs_that_is_none_is_named() {
         !output.status.success() && words.contains("/proc/no-such") && words.contains("TMPDIR"),
         "{words}"
     );
+}
+
+#[test]
+fn whoever_looks_sees_the_same_figures() {
+    let place = Place::new();
+    let enclaves = ["--enclave", "cpus=0-1", "--enclave", "cpus=2,policy=shinjuku"];
+    let end = place.start(&[&enclaves[..], &["--seconds", "1"]].concat()).end();
+    assert_eq!(end.code, Some(0), "{}", end.words());
+    let said = |arguments: &[&str]| {
+        let done = place.neap(arguments).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+        assert!(done.status.success(), "{out}{err}");
+        out.into_owned()
+    };
+    let status: serde_json::Value = serde_json::from_str(&said(&["status", "--json"])).unwrap();
+    let (printed, top) = (said(&["metrics"]), said(&["top", "--once"]));
+    // Port 0 leaves it to the system which port; who is to look there is told.
+    let mut server = place.neap(&["metrics", "--listen", "127.0.0.1:0"]).spawn().unwrap();
+    let mut told = String::new();
+    BufReader::new(server.stderr.as_mut().unwrap()).read_line(&mut told).unwrap();
+    let address = told.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap().to_owned();
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_lowercase(), body.to_owned())
+    };
+    let (head, served) = get("/metrics");
+    assert!(head.contains(" 200 ") && head.contains("application/openmetrics-text"), "{head}");
+    // Samples of one family stand in any order.
+    let sorted = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(sorted(&served), sorted(&printed));
+    assert!(get("/").0.contains(" 404 "));
+    // Nobody else can have the port meanwhile.
+    let second = place.neap(&["metrics", "--listen", &address]).output().unwrap();
+    let words = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && words.contains(&address) && words.contains("--listen"), "{words}");
+    signal(server.id(), Signal::INT);
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+
+    let metrics = openmetrics_parser::openmetrics::parse_openmetrics(&served).unwrap();
+    let value = |family: &str, enclave: usize, more: &[(&str, &str)]| {
+        let enclave = enclave.to_string();
+        let samples = metrics.families.get(family).into_iter().flat_map(|family| family.iter_samples());
+        let mut found = samples.filter(|sample| {
+            let labels = sample.get_labelset().unwrap();
+            let of = [("enclave", enclave.as_str())];
+            of.iter().chain(more).all(|(name, value)| labels.get_label_value(name) == Some(*value))
+        });
+        match &found.next().unwrap_or_else(|| panic!("no {family} of enclave {enclave}: {served}")).value {
+            OpenMetricsValue::Counter(counter) => counter.value.as_f64(),
+            OpenMetricsValue::Gauge(gauge) => gauge.as_f64(),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (number, enclave) in status["enclaves"].as_array().unwrap().iter().enumerate() {
+        let (host, agent, books) = (&enclave["host"], &enclave["agent"], &enclave["books"]);
+        for (family, wanted) in [
+            ("neap_decisions", &host["decisions"]),
+            ("neap_messages", &host["messages"]),
+            ("neap_prestage_hits", &host["prestage_hits"]),
+            ("neap_prestage_misses", &host["prestage_misses"]),
+            ("neap_resyncs", &host["resyncs"]),
+            ("neap_tasks_finished", &host["tasks_finished"]),
+            ("neap_agent_txns", &agent["decisions"]),
+            ("neap_agent_doorbells", &agent["doorbells"]),
+            ("neap_agent_incarnation", &agent["incarnation"]),
+            ("neap_supervisor_started", &books["started"]),
+            ("neap_supervisor_cores", &books["cores"]),
+        ] {
+            assert_eq!(Some(value(family, number, &[])), wanted.as_f64(), "{family}: {enclave:#}");
+        }
+        assert!(host["decisions"].as_u64().unwrap() > 0);
+        for (outcome, times) in host["outcomes"].as_object().unwrap() {
+            assert_eq!(
+                Some(value("neap_txns", number, &[("outcome", outcome)])),
+                times.as_f64(),
+                "{outcome}"
+            );
+        }
+        let state = agent["state"].as_str().unwrap();
+        assert_eq!(value("neap_agent_state", number, &[("state", state)]), 1.0);
+    }
+    // A report says the same, and so does a frame, with its thousands apart.
+    for number in 0..2 {
+        let decisions = &status["enclaves"][number]["host"]["decisions"];
+        assert_eq!(*decisions, end.json()["enclaves"][number]["decisions"]);
+        assert!(top.replace(',', "").contains(&decisions.to_string()), "{top}");
+    }
+}
+
+#[test]
+fn a_view_without_a_terminal_names_the_option_that_needs_none() {
+    let place = Place::new();
+    assert_eq!(place.start(&["--seconds", "0.3"]).end().code, Some(0));
+    let done = place.neap(&["top"]).output().unwrap();
+    let words = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success() && words.contains("--once"), "{words}");
+    for shell in ["bash", "zsh", "fish"] {
+        let done = place.neap(&["completions", shell]).output().unwrap();
+        let script = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(
+            done.status.success() && script.contains("metrics") && script.contains("--perfetto"),
+            "{shell}"
+        );
+    }
 }

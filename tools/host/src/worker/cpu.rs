@@ -12,6 +12,7 @@ use super::{Step, Work};
 use crate::event::{EventKind, Level};
 use crate::ledger::host_ticks;
 use crate::mechanism::{AgentStanding, TaskState, Verdict};
+use crate::sights::Sight;
 
 /// A CPU that waits looks up so often, to see whether it is wanted elsewhere.
 pub(super) const LOOK_UP: Duration = Duration::from_millis(20);
@@ -26,10 +27,18 @@ impl Enclave {
                 Ok(rings) => {
                     let rings = u32::try_from(rings).unwrap_or(u32::MAX);
                     self.rings[usize::from(cpu)].fetch_add(rings, Ordering::Relaxed);
+                    self.heard(cpu, rings);
                 }
                 // An eventfd of ours that fails is no reason to spin.
                 Err(_) => std::thread::sleep(LOOK_UP),
             },
+        }
+    }
+
+    /// Keeps that a CPU heard its doorbell, if that is asked for.
+    fn heard(&self, cpu: u16, rings: u32) {
+        if self.is_seeing.load(Ordering::Relaxed) {
+            self.lock().see(Sight::Doorbell { cpu, rings });
         }
     }
 
@@ -85,6 +94,7 @@ impl Enclave {
     /// Takes from a CPU what it has not begun to run.
     fn give_up(&self, state: &mut State, cpu: u16) {
         let Some(task) = state.mechanism.preempt(cpu) else { return };
+        state.see(Sight::Left { cpu, task, how: MessageKind::TaskPreempt });
         if let Some(entry) = state.mechanism.task(task) {
             // It keeps its place, and so comes out of the turn of its next decision.
             state.fifo.refused(entry.arrival);
@@ -147,6 +157,9 @@ impl Enclave {
             if !foreign && let Some(wire) = state.wire() {
                 wire.set_txn_outcome(cpu, verdict.txn, verdict.outcome);
             }
+            let is_decision =
+                arrival.is_some() && verdict.switch.is_some_and(|switch| switch.task != TASK_NONE);
+            state.see_judged(txn, &verdict, is_decision, prestaged);
             match (verdict.switch, arrival) {
                 (Some(switch), Some(arrival)) => {
                     task = switch.task;
@@ -186,6 +199,7 @@ impl Enclave {
     /// A group came to its end on this CPU: the others' members have their verdicts too.
     fn settle_elsewhere(&self, state: &mut State, verdict: &Verdict) {
         let task = verdict.switch.map_or(TASK_NONE, |switch| switch.task);
+        state.see_judged(verdict.of_member(), verdict, task != TASK_NONE, false);
         if let Some(wire) = state.wire() {
             wire.set_txn_outcome(verdict.cpu, verdict.txn, verdict.outcome);
         }
@@ -224,6 +238,7 @@ impl Enclave {
                 return;
             }
             let kind = self.end_step(state, cpu, task, job, step, now);
+            state.see(Sight::Left { cpu, task, how: kind });
             let message = state.mechanism.message(kind, cpu, task, TaskFlags::WAS_ON_CPU);
             // The slot is read before the line is written, so that one line carries the event and the verdict.
             let next = self.decide(state, cpu, true).unwrap_or(TASK_NONE);

@@ -1,13 +1,13 @@
 //! One enclave of a worker host: its tasks, its CPUs, its end of the wire.
 
 use std::collections::{BTreeMap, BinaryHeap, HashSet, VecDeque};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use neap_abi::message::TASK_NONE;
-use neap_abi::{AgentControl, EpitaphRecord, Hello, Message, MessageKind, Outcome, TaskFlags, Version};
+use neap_abi::{AgentControl, EpitaphRecord, Hello, Message, MessageKind, Outcome, TaskFlags, Txn, Version};
 use neap_vipu::Peer;
 
 use super::host::TaskNumbers;
@@ -17,9 +17,10 @@ use crate::fifo_check::FifoCheck;
 use crate::ledger::Account;
 use crate::link::{Attachment, OwnedLink};
 use crate::manager::Agents;
-use crate::mechanism::{AgentStanding, Mechanism, TaskState};
+use crate::mechanism::{AgentStanding, Mechanism, TaskState, Verdict};
 use crate::ownership::Owners;
 use crate::report::{EpitaphReport, FallbackReport, Latency, Report, Snapshot};
+use crate::sights::{Judged, Sight, Sights, Standing};
 use crate::spare::SpareAgent;
 use crate::window::{HostWindow, HostWindowError};
 use crate::wire::Wire;
@@ -97,6 +98,8 @@ pub(super) struct State {
     pub(super) outcomes: BTreeMap<Outcome, u64>,
     pub(super) dropped_since: u32,
     pub(super) events: Events,
+    /// What is seen, while that is asked for.
+    pub(super) sights: Option<Sights>,
     pub(super) sampled: Instant,
     /// Doorbells and unknown messages: what the agent had counted when it was last looked at, and what those before had.
     pub(super) counted: (u64, u64),
@@ -139,7 +142,32 @@ impl State {
     pub(super) fn break_groups(&mut self) {
         for verdict in self.mechanism.break_groups() {
             *self.outcomes.entry(verdict.outcome).or_default() += 1;
+            self.see_judged(verdict.of_member(), &verdict, false, false);
         }
+    }
+
+    /// Keeps a sight, if they are asked for.
+    pub(super) fn see(&mut self, sight: Sight) {
+        if let Some(sights) = &mut self.sights {
+            sights.note(sight);
+        }
+    }
+
+    /// Keeps a txn with its verdict, if that is asked for.
+    pub(super) fn see_judged(&mut self, txn: Txn, verdict: &Verdict, is_decision: bool, prestaged: bool) {
+        let (outcome, level) = (verdict.outcome, self.level);
+        self.see(Sight::Txn(Judged { txn, outcome, level, is_decision, prestaged }));
+    }
+
+    /// Has sights kept from now on.
+    fn begin_sights(&mut self, start: Instant, most: usize, lasts: Option<Duration>) {
+        let runs = |task| (task != TASK_NONE).then_some(task);
+        let standing = Standing {
+            incarnation: (!self.ended).then_some(self.incarnation),
+            level: self.level,
+            cpus: self.mechanism.own_cpus().map(|(cpu, entry)| (cpu, runs(entry.task))).collect(),
+        };
+        self.sights = Some(Sights::begin(start, standing, most, lasts));
     }
 }
 
@@ -155,6 +183,8 @@ pub struct Enclave {
     pub(super) state: Mutex<State>,
     /// By CPU: doorbells heard since a line was last taken.
     pub(super) rings: Vec<AtomicU32>,
+    /// Sights may be asked for: a lock is not worth taking for what nobody wants.
+    pub(super) is_seeing: AtomicBool,
     pub(super) start: Instant,
     made: Instant,
 }
@@ -231,6 +261,7 @@ impl Enclave {
             outcomes: BTreeMap::new(),
             dropped_since: 0,
             events: Events::default(),
+            sights: None,
             sampled: now,
             counted: (0, 0),
             counted_before: (0, 0),
@@ -251,9 +282,13 @@ impl Enclave {
             link: Arc::new(link),
         };
         state.events.push(event(id, start, EventKind::Attached { incarnation }));
+        if config.sights_max > 0 {
+            state.begin_sights(start, config.sights_max, None);
+        }
         let rings = (0..slots).map(|_| AtomicU32::new(0)).collect();
-        let state = Mutex::new(state);
-        let enclave = Self { id, config, window, peer, owners, numbers, state, rings, start, made: now };
+        let (state, is_seeing) = (Mutex::new(state), AtomicBool::new(config.sights_max > 0));
+        let enclave =
+            Self { id, config, window, peer, owners, numbers, state, rings, is_seeing, start, made: now };
         // The agent knows nothing yet: the state comes first.
         enclave.pump(&mut enclave.lock());
         Ok(enclave)
@@ -320,17 +355,34 @@ impl Enclave {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock();
-        let request = |quantile| state.request.value_at_quantile(quantile) as f64 / 1e3;
+        let us = |of: &Histogram<u64>, quantile| of.value_at_quantile(quantile) as f64 / 1e3;
+        let link = state.link.link();
+        let report = &state.report;
         Snapshot {
             elapsed_ms: self.made.elapsed().as_millis() as u64,
             decisions: state.report.decisions,
             tasks_created: state.report.tasks_created,
             tasks_finished: state.report.tasks_finished,
             queue_depth: state.fifo.waiting() as u64,
-            request_p50_us: request(0.5),
-            request_p99_us: request(0.99),
+            request_p50_us: us(&state.request, 0.5),
+            request_p99_us: us(&state.request, 0.99),
             level: state.level,
             incarnation: state.incarnation,
+            cpus: state.mechanism.own_cpus().map(|(cpu, _)| cpu).collect(),
+            decisions_by_level: report.decisions_by_level,
+            outcomes: by_name(&state.outcomes),
+            prestage_hits: report.prestage_hits,
+            prestage_misses: report.prestage_misses,
+            messages: state.messages_sent(link.messages()),
+            messages_dropped: report.messages_dropped,
+            doorbells: state.counted_before.0 + state.counted.0,
+            resyncs: report.resyncs,
+            incarnations: report.incarnations,
+            faults: report.faults.clone(),
+            fallbacks: report.fallbacks.clone(),
+            comebacks: report.comebacks,
+            round_trip_p50_us: us(&state.round_trip, 0.5),
+            round_trip_p99_us: us(&state.round_trip, 0.99),
         }
     }
 
@@ -338,6 +390,28 @@ impl Enclave {
     #[must_use]
     pub fn events(&self, from: usize) -> Vec<Event> {
         self.lock().events.kept().get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// Has what is seen kept from now on, for so long: `most` sights at most. False where that is under way already.
+    #[must_use]
+    pub fn watch(&self, most: usize, lasts: Duration) -> bool {
+        let mut state = self.lock();
+        // What was kept and never fetched is nobody's any more.
+        if state.sights.as_ref().is_some_and(|sights| !sights.is_over()) {
+            return false;
+        }
+        state.begin_sights(self.start, most, Some(lasts));
+        self.is_seeing.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// What was seen since [`Enclave::watch`], whose time has to be over.
+    #[must_use]
+    pub fn take_sights(&self) -> Option<Sights> {
+        let mut state = self.lock();
+        let sights = state.sights.take_if(|sights| sights.is_over())?;
+        self.is_seeing.store(false, Ordering::Relaxed);
+        Some(sights)
     }
 
     /// Its link, with the manager of its agents. After an attachment anew it is another.
@@ -365,6 +439,7 @@ impl Enclave {
     /// Takes note of something.
     pub(super) fn note(&self, state: &mut State, kind: EventKind) {
         state.events.push(event(self.id, self.start, kind));
+        state.see(Sight::Event(kind));
     }
 
     /// Raises the vector of one of the enclave's own CPUs.
@@ -411,7 +486,9 @@ impl Enclave {
         report.complete = report.tasks_created == report.tasks_finished;
         report.level = state.level;
         report.seconds = self.made.elapsed().as_secs_f64();
-        report.messages = state.messages_before + u64::from(link.messages()) + state.spare_messages;
+        // Its spare has ended, and its messages are counted.
+        report.messages = state.messages_sent(link.messages());
+        report.sights = state.sights.take().map(Arc::new);
         report.agent_wakeups = state.rings_before + u64::from(link.rings());
         // Its last words may be younger than the last look.
         if let Some(agent) = agent.filter(|agent| agent.incarnation == state.incarnation) {
@@ -419,7 +496,7 @@ impl Enclave {
         }
         state.bank_counts();
         (report.doorbells, report.messages_unknown) = state.counted_before;
-        report.outcomes = state.outcomes.iter().map(|(outcome, &n)| (outcome.name().to_owned(), n)).collect();
+        report.outcomes = by_name(&state.outcomes);
         // What another policy does is no violation of FIFO.
         let is_fifo = self.config.policy == "fifo";
         report.fifo_violations = if is_fifo { state.fifo.violations() } else { 0 };
@@ -452,10 +529,21 @@ impl Enclave {
 }
 
 impl State {
+    /// Messages sent in all, `now` of them on the link that is.
+    fn messages_sent(&self, now: u32) -> u64 {
+        let spare = self.spare.as_ref().map_or(0, |spare| u64::from(spare.wire().messages()));
+        self.messages_before + u64::from(now) + self.spare_messages + spare
+    }
+
     /// Whether the agent's txns count.
     pub(super) fn agent_is_good(&self) -> bool {
         self.mechanism.agent == AgentStanding::Good
     }
+}
+
+/// Verdicts by their names.
+fn by_name(outcomes: &BTreeMap<Outcome, u64>) -> BTreeMap<String, u64> {
+    outcomes.iter().map(|(outcome, &n)| (outcome.name().to_owned(), n)).collect()
 }
 
 fn event(enclave: u16, start: Instant, kind: EventKind) -> Event {

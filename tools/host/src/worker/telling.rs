@@ -8,6 +8,7 @@ use neap_queue::Full;
 
 use super::enclave::{Enclave, State};
 use crate::event::Level;
+use crate::sights::Sight;
 
 impl Enclave {
     /// A task can run: the check and the agent are told.
@@ -43,7 +44,9 @@ impl Enclave {
             return;
         }
         if state.outbox.is_empty() {
-            if send(state, message).is_err() {
+            if send(state, message).is_ok() {
+                state.see(Sight::Message(message));
+            } else {
                 state.resync_due = true;
                 state.dropped_since += 1;
                 state.report.messages_dropped += 1;
@@ -79,6 +82,7 @@ impl Enclave {
         }
         while let Some(&message) = state.outbox.front() {
             let Ok(number) = send(state, message) else { break };
+            state.see(Sight::Message(message));
             if message.kind == MessageKind::ResyncEnd {
                 state.told = Some(number.wrapping_add(1));
             }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use neap_abi::Version;
 use neap_host::device::{Device, Info};
 use serde_json::{Value, json};
@@ -49,6 +49,9 @@ pub fn carry_out(devices: &[Device], asked: &Asked) -> Result<Value> {
             let trial = Duration::from_millis(*trial_ms);
             done(device, device.replace(&policy(), trial, PATIENCE)?.incarnation)
         }
+        Asked::Watch { .. } | Asked::Seen { .. } => {
+            bail!("a timeline is of a run's worker host; start one with `neap run`")
+        }
         Asked::Kill { enclave, grace_us } => {
             let device = of(devices, *enclave)?;
             done(device, device.kill(Duration::from_micros(*grace_us), PATIENCE)?.incarnation)
@@ -72,7 +75,8 @@ fn load(device: &Device, image: &Path) -> Result<u32> {
     Ok(device.load(Some(&bytes), &policy(), PATIENCE)?.incarnation)
 }
 
-fn policy() -> String {
+/// The policy that the driver asks agents for.
+pub fn policy() -> String {
     fs::read_to_string(POLICY).map_or_else(|_| "fifo".to_owned(), |name| name.trim().to_owned())
 }
 

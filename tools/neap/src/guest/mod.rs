@@ -23,7 +23,7 @@ mod scheduler;
 #[cfg(feature = "linux")]
 mod service;
 #[cfg(feature = "linux")]
-mod tally;
+pub mod tally;
 
 #[cfg(feature = "linux")]
 pub use life::run;

@@ -1,11 +1,16 @@
 //! Looking at an instance from outside: it runs on undisturbed, whatever the reader does.
 
 mod log;
+mod metrics;
+mod scene;
 pub mod snapshot;
 mod status;
+mod top;
 
 pub use log::log;
+pub use metrics::{LOOPBACK, metrics};
 pub use status::{of_books, of_identity, status};
+pub use top::top;
 
 use snapshot::Snapshot;
 

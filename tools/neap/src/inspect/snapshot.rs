@@ -14,10 +14,13 @@ use neap_host::manager::Agents;
 use neap_host::window::records;
 use xtask::paths;
 
+use crate::measured::Measured;
 use crate::run::{Notes, alive};
 
 /// What `<cache>/last-run` and a run directory both hold.
 pub const NOTES: &str = "run.json";
+/// A run's newest figures, absent before its load has begun.
+pub const FIGURES: &str = "figures.json";
 /// The firmware that ran, absent for an on-host run.
 pub const FIRMWARE: &str = "firmware.elf";
 
@@ -33,6 +36,8 @@ pub struct Snapshot {
     pub running: bool,
     /// What it was asked.
     pub notes: Notes,
+    /// What its host has measured, from its load's begin on.
+    pub figures: Option<Measured>,
     /// Its enclaves' windows.
     pub views: Vec<View>,
 }
@@ -85,7 +90,7 @@ impl Snapshot {
             Ok(View { window: Source::File(window) })
         };
         let views = (0..notes.parameters.enclaves.len()).map(view).collect::<Result<_>>()?;
-        Ok(Self { dir: dir.to_owned(), running, notes, views })
+        Ok(Self { dir: dir.to_owned(), running, notes, figures: figures(dir), views })
     }
 }
 
@@ -173,6 +178,18 @@ pub fn window_name(enclave: usize) -> String {
     if enclave == 0 { "window".to_owned() } else { format!("window{enclave}") }
 }
 
+/// What a run's host has measured so far, or in all.
+fn figures(dir: &Path) -> Option<Measured> {
+    serde_json::from_slice(&fs::read(dir.join(FIGURES)).ok()?).ok()
+}
+
+/// Notes what a run's host has measured so far, for whoever looks; whole or not at all.
+pub fn note_figures(dir: &Path, figures: &Measured) -> Result<()> {
+    let fresh = dir.join("figures.new");
+    fs::write(&fresh, serde_json::to_vec(figures)?).context("writing the run's figures")?;
+    fs::rename(&fresh, dir.join(FIGURES)).context("writing the run's figures")
+}
+
 /// Where the last run is kept.
 pub fn last_run() -> PathBuf {
     paths::cache_dir().join("last-run")
@@ -189,7 +206,7 @@ pub fn keep(dir: &Path) -> Result<()> {
     for (enclave, view) in snapshot.views.iter().enumerate() {
         copy_window(view, &fresh.path().join(window_name(enclave)))?;
     }
-    for name in [NOTES, FIRMWARE, crate::run::SERIAL] {
+    for name in [NOTES, FIGURES, FIRMWARE, crate::run::SERIAL] {
         match fs::copy(dir.join(name), fresh.path().join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context(name),
             _ => {}

@@ -8,34 +8,16 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use neap_abi::image::rights;
 use neap_abi::supervisor::{Binding, Books, Identity};
 use neap_abi::{AgentControl, EpitaphRecord, Hello, Version};
-use neap_host::device::Device;
 use neap_host::manager::Agents;
 use neap_host::report::EpitaphReport;
 use serde_json::{Value, json};
 
-use super::snapshot::{Snapshot, View};
+use super::scene::{Place, Scene, Seen};
 use crate::driver::agents;
 use crate::enclaves::EnclaveAsked;
-use crate::print;
-
-/// What one enclave's window says.
-struct Seen {
-    hello: Result<Hello>,
-    agent: Option<AgentControl>,
-    agents: Agents,
-    epitaphs: Vec<EpitaphRecord>,
-}
+use crate::{print, report};
 
 impl Seen {
-    fn in_view(view: &View) -> Result<Self> {
-        let hello = view.hello();
-        let (agent, agents, epitaphs) = match &hello {
-            Ok(hello) => (view.agent(hello)?, view.agents(hello)?, view.epitaphs(hello)?),
-            Err(_) => (None, Agents::default(), Vec::new()),
-        };
-        Ok(Self { hello, agent, agents, epitaphs })
-    }
-
     fn json(&self) -> Value {
         let Agents { running, standby, books, bindings } = &self.agents;
         json!({
@@ -77,65 +59,54 @@ impl Seen {
 
 /// Prints where an instance stands, or a device, as a table or as one JSON object.
 pub fn status(as_json: bool, device: Option<&Path>) -> Result<()> {
-    let devices = agents::meant(device)?;
-    if !devices.is_empty() {
-        return of_devices(&devices, as_json);
+    let scene = Scene::look(device)?;
+    if as_json {
+        return print(&format!("{:#}", json(&scene)));
     }
-    let snapshot = Snapshot::find()?;
-    let seen = snapshot.views.iter().map(Seen::in_view).collect::<Result<Vec<_>>>()?;
-    let asked = &snapshot.notes.parameters.enclaves;
-    let text = if as_json {
-        let of = |(seen, asked): (&Seen, &EnclaveAsked)| {
-            let mut enclave = seen.json();
-            enclave["cpus"] = asked.cpus().collect::<Vec<_>>().into();
-            enclave["policy"] = asked.policy.clone().into();
-            enclave
-        };
-        let enclaves: Vec<Value> = seen.iter().zip(asked).map(of).collect();
-        let mut object = json!({
-            "running": snapshot.running,
-            "pid": snapshot.notes.pid,
-            "ran_on": snapshot.notes.ran_on,
-            "parameters": snapshot.notes.parameters,
+    let mut lines = Vec::new();
+    if let Some(notes) = &scene.notes {
+        lines.push(format!("{}, on {}, pid {}", scene.what, scene.ran_on(), notes.pid));
+    }
+    for place in &scene.places {
+        lines.push(match &place.driver {
+            Some((path, info)) => rows(&format!("{}", path.display()), &agents::of_info(info)),
+            None => format!("enclave {}: CPUs {}, policy {}", place.number, place.cpus, place.policy),
         });
+        lines.extend(place.seen.lines());
+        lines.extend(place.host.as_ref().map(|figures| rows("host", &report::enclave(figures))));
+    }
+    print(&lines.join("\n"))
+}
+
+/// The scene as one object.
+fn json(scene: &Scene) -> Value {
+    let of = |place: &Place| {
+        let mut enclave = place.seen.json();
+        match &place.driver {
+            Some((path, info)) => {
+                enclave["device"] = path.to_string_lossy().into();
+                enclave["driver"] = agents::of_info(info);
+            }
+            None => {
+                enclave["cpus"] = place.asked.iter().flat_map(EnclaveAsked::cpus).collect::<Vec<_>>().into();
+                enclave["policy"] = place.policy.clone().into();
+            }
+        }
+        enclave["host"] = place.host.as_ref().map_or(Value::Null, report::enclave);
+        enclave
+    };
+    let enclaves: Vec<Value> = scene.places.iter().map(of).collect();
+    let mut object = json!({ "running": scene.running, "ran_on": scene.ran_on() });
+    if let Some(notes) = &scene.notes {
+        object["pid"] = notes.pid.into();
+        object["parameters"] = json!(notes.parameters);
         // Of the only enclave there is most of the time, also where they stood before there could be more.
         for key in ["hello", "hello_error", "agent", "epitaphs"] {
             object[key] = enclaves.first().map_or(Value::Null, |first| first[key].clone());
         }
-        object["enclaves"] = enclaves.into();
-        format!("{object:#}")
-    } else {
-        let mut lines =
-            vec![format!("{}, on {}, pid {}", snapshot.what(), snapshot.notes.ran_on, snapshot.notes.pid)];
-        for (number, (seen, asked)) in seen.iter().zip(asked).enumerate() {
-            lines.push(format!("enclave {number}: CPUs {}, policy {}", asked.range(), asked.policy));
-            lines.extend(seen.lines());
-        }
-        lines.join("\n")
-    };
-    print(&text)
-}
-
-/// Prints where this machine's own enclaves stand.
-fn of_devices(devices: &[Device], as_json: bool) -> Result<()> {
-    let (mut enclaves, mut lines) = (Vec::new(), Vec::new());
-    for device in devices {
-        let info = device.info()?;
-        let seen = Seen::in_view(&View::of_device(device.window()?))?;
-        if as_json {
-            let mut enclave = seen.json();
-            enclave["device"] = device.path().to_string_lossy().into();
-            enclave["driver"] = agents::of_info(&info);
-            enclaves.push(enclave);
-        } else {
-            lines.push(rows(&format!("{}", device.path().display()), &agents::of_info(&info)));
-            lines.extend(seen.lines());
-        }
     }
-    if as_json {
-        return print(&format!("{:#}", json!({ "running": true, "ran_on": "driver", "enclaves": enclaves })));
-    }
-    print(&lines.join("\n"))
+    object["enclaves"] = enclaves.into();
+    object
 }
 
 fn binding_table(bindings: &[Binding]) -> String {
@@ -192,7 +163,7 @@ fn of_hello(hello: &Hello) -> Value {
 
 fn of_agent(agent: &AgentControl) -> Value {
     json!({
-        "state": format!("{:?}", agent.state).to_lowercase(),
+        "state": state(agent),
         "core": agent.core,
         "asleep": agent.asleep,
         "session": agent.session,
@@ -203,6 +174,11 @@ fn of_agent(agent: &AgentControl) -> Value {
         "resyncs": agent.resyncs,
         "unknown_messages": agent.unknown,
     })
+}
+
+/// An agent's state on every output.
+pub fn state(agent: &AgentControl) -> String {
+    format!("{:?}", agent.state).to_lowercase()
 }
 
 /// An agent's identity.

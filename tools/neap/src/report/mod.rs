@@ -283,8 +283,8 @@ impl Record {
 }
 
 /// One enclave's part.
-fn enclave(m: &EnclaveMeasured) -> Value {
-    json!({
+pub fn enclave(m: &EnclaveMeasured) -> Value {
+    let mut object = json!({
         "enclave": m.enclave,
         "cpus": m.cpus,
         "policy": m.policy,
@@ -311,7 +311,14 @@ fn enclave(m: &EnclaveMeasured) -> Value {
         "round_trip_us": quantiles(&m.round_trip),
         "request_us": quantiles(&m.request),
         "epitaphs": m.epitaphs,
-    })
+    });
+    // As above.
+    object["prestage_hits"] = m.prestage_hits.into();
+    object["prestage_misses"] = m.prestage_misses.into();
+    object["messages"] = m.messages.into();
+    object["messages_dropped"] = m.messages_dropped.into();
+    object["doorbells"] = m.doorbells.into();
+    object
 }
 
 /// `count` per second, 0 for no time.

@@ -3,7 +3,7 @@
 mod kill;
 mod linux;
 mod live;
-mod output;
+pub mod output;
 mod parts;
 mod qemu;
 mod rundir;
@@ -54,7 +54,8 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     let page = options.report.as_deref().map(PageFile::claim).transpose()?;
     let parameters = options.parameters();
     let trace = options.trace.as_deref().map(|path| output::claim("--trace", path)).transpose()?;
-    let programs = Programs { trace, ..programs(&parameters)? };
+    let timeline = options.perfetto.as_deref().map(|path| output::claim("--perfetto", path)).transpose()?;
+    let programs = Programs { trace, timeline, ..programs(&parameters)? };
     let ran_on = ran_on(&programs)?;
 
     let signals = Signals::catch()?;
@@ -95,7 +96,7 @@ fn programs(asked: &Parameters) -> Result<Programs> {
         HostKind::Worker => None,
         HostKind::Linux => Some(Kit::stock()?),
     };
-    Ok(Programs { card, guest, agents: agents(asked)?, trace: None })
+    Ok(Programs { card, guest, agents: agents(asked)?, trace: None, timeline: None })
 }
 
 /// On what a run is to run, for people.

@@ -40,6 +40,8 @@ pub struct Programs {
     pub agents: Vec<Option<PathBuf>>,
     /// Where to write the first enclave's trace, if it is wanted.
     pub trace: Option<PathBuf>,
+    /// Where to write the timeline, if it is wanted.
+    pub timeline: Option<PathBuf>,
 }
 
 /// Everything that runs. Fields are dropped in order: the host, then the agent, then what joined them.
@@ -201,8 +203,8 @@ struct Host {
 /// Starts the worker host, which loads the programs' agents.
 fn worker_host(dir: &Path, asked: &Parameters, programs: &Programs, sockets: Vec<PathBuf>) -> Result<Host> {
     let (vectors, manage) = (asked.vectors(), dir.join(MANAGE));
-    let Programs { agents, trace, .. } = programs.clone();
-    let order = Order { sockets, vectors, parameters: asked.clone(), agents, trace, manage };
+    let Programs { agents, trace, timeline, .. } = programs.clone();
+    let order = Order { sockets, vectors, parameters: asked.clone(), agents, trace, timeline, manage };
     let mut worker = ourselves("worker", &serde_json::to_string(&order)?)?;
     worker.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(remarks(dir, HOST_REMARKS)?);
     let mut process = Guarded::start(worker)?;

@@ -1,5 +1,6 @@
 //! Watching a run: its figures, its parts' lives, and the user's signals.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -13,6 +14,7 @@ use super::live::Live;
 use super::parts::Parts;
 use super::rundir::RunDir;
 use crate::children::in_words;
+use crate::inspect::snapshot;
 use crate::measured::Measured;
 use crate::report::{End, HostKind, Parameters};
 use crate::worker::{DRAIN, Line, Stream};
@@ -76,7 +78,17 @@ pub fn watch(
 ) -> Result<Ended> {
     let live = Live::new(results);
     let kill = asked.kill_agent_after_s.map(|after_s| Kill::planned(dir.path(), after_s));
-    let mut run = Watched { parts, live, kill, asked, kernel: None, started: None, last: None, done: false };
+    let mut run = Watched {
+        parts,
+        dir: dir.path(),
+        live,
+        kill,
+        asked,
+        kernel: None,
+        started: None,
+        last: None,
+        done: false,
+    };
     let end = run.follow(signals);
     let Watched { last, live, done, kernel, kill, .. } = run;
     drop(live);
@@ -100,6 +112,7 @@ pub fn watch(
 /// A run under way.
 struct Watched<'p> {
     parts: &'p mut Parts,
+    dir: &'p Path,
     live: Live,
     asked: &'p Parameters,
     /// The agent's end, if it is asked for.
@@ -196,6 +209,7 @@ impl Watched<'_> {
             Line::Running(measured) => {
                 self.started.get_or_insert_with(Instant::now);
                 self.live.figures(&measured);
+                self.show(&measured);
                 self.take(*measured);
             }
             Line::Booted { kernel } => {
@@ -207,6 +221,7 @@ impl Watched<'_> {
             Line::Answer(_) => {}
             Line::Draining => self.live.phase("waiting for the last tasks", ""),
             Line::Done(measured) => {
+                self.show(&measured);
                 self.last = Some(*measured);
                 self.done = true;
             }
@@ -227,6 +242,11 @@ impl Watched<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Lays figures out for whoever looks at the run. That nobody can is no reason to end it.
+    fn show(&self, measured: &Measured) {
+        let _ = snapshot::note_figures(self.dir, measured);
     }
 
     /// Takes figures so far, and goes on with the queue's timeline: should the host die, this is its report.

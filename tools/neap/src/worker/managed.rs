@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use neap_host::sights::SIGHTS_MAX;
 use neap_host::worker::{Enclave, Host, Work};
 use serde_json::{Value, json};
 
+use super::write_timeline;
 use crate::inspect::{of_books, of_identity};
 use crate::manage::{Answer, Asked};
 
@@ -66,7 +68,30 @@ fn carry_out<W: Work>(host: &Host<'_, W>, asked: &Asked) -> Result<Value> {
             let reply = manager.kill(Duration::from_micros(*grace_us), PATIENCE)?;
             Ok(json!({ "enclave": of, "incarnation": reply.incarnation }))
         }
+        Asked::Watch { seconds } => watch(host, *seconds),
+        Asked::Seen { file } => seen(host, file),
     }
+}
+
+/// Has every enclave's sights kept from now on.
+fn watch<W: Work>(host: &Host<'_, W>, seconds: f64) -> Result<Value> {
+    let lasts = Duration::try_from_secs_f64(seconds).with_context(|| format!("{seconds} s is no time"))?;
+    let enclaves = host.enclaves();
+    let most = SIGHTS_MAX / enclaves.len().max(1);
+    let refused = enclaves.iter().find(|enclave| !enclave.watch(most, lasts));
+    ensure!(refused.is_none(), "this run is being watched already; try again when that is over");
+    Ok(Value::Null)
+}
+
+/// Writes what they have kept.
+fn seen<W: Work>(host: &Host<'_, W>, file: &Path) -> Result<Value> {
+    let took = |enclave: &Arc<Enclave>| {
+        let sights = enclave.take_sights()?;
+        Some((enclave.id(), enclave.config().policy.clone(), Arc::new(sights)))
+    };
+    let seen: Vec<_> = host.enclaves().iter().filter_map(took).collect();
+    ensure!(!seen.is_empty(), "nothing was watched, or its time is not over");
+    Ok(serde_json::to_value(write_timeline(file, &seen)?)?)
 }
 
 const OLD: &str = "this IPU's agents can't be managed; use a release of 1.2 or later";

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use neap_host::ledger::Account;
-use neap_host::report::{Latency, Report};
+use neap_host::report::{FallbackReport, Latency, Report, Snapshot};
 
 use crate::enclaves::EnclaveAsked;
 use crate::measured::{Distribution, EnclaveMeasured, FallbackMeasured, LedgerMeasured, Measured};
@@ -87,6 +87,12 @@ fn of_enclave(report: &Report, asked: &EnclaveAsked, offered: u64) -> EnclaveMea
         decisions_on_host: report.decisions_by_level[1],
         decisions_by_host: report.decisions_by_level[2],
         outcomes: report.outcomes.clone(),
+        prestage_hits: report.prestage_hits,
+        prestage_misses: report.prestage_misses,
+        messages: report.messages,
+        messages_dropped: report.messages_dropped,
+        doorbells: report.doorbells,
+        queue_depth: 0,
         tasks_created: report.tasks_created,
         tasks_finished: report.tasks_finished,
         tasks_lost: report.tasks_lost,
@@ -98,21 +104,89 @@ fn of_enclave(report: &Report, asked: &EnclaveAsked, offered: u64) -> EnclaveMea
         incarnations: report.incarnations,
         crashes: report.crashes,
         faults: report.faults.clone(),
-        fallbacks: report
-            .fallbacks
-            .iter()
-            .map(|step| FallbackMeasured {
-                at_us: step.at_us,
-                from: step.from.name().to_owned(),
-                to: step.to.name().to_owned(),
-                fault: step.fault.name().to_owned(),
-                words: step.fault.in_words().to_owned(),
-            })
-            .collect(),
+        fallbacks: fallbacks(&report.fallbacks),
         comebacks: report.comebacks,
         request: summary(&report.request),
         round_trip: summary(&report.round_trip),
         epitaphs: report.epitaphs.iter().map(|epitaph| epitaph.in_words()).collect(),
+    }
+}
+
+fn fallbacks(steps: &[FallbackReport]) -> Vec<FallbackMeasured> {
+    let of = |step: &FallbackReport| FallbackMeasured {
+        at_us: step.at_us,
+        from: step.from.name().to_owned(),
+        to: step.to.name().to_owned(),
+        fault: step.fault.name().to_owned(),
+        words: step.fault.in_words().to_owned(),
+    };
+    steps.iter().map(of).collect()
+}
+
+/// The figures so far: sums, of latencies the worst enclave's, and each enclave's own.
+pub fn so_far(now: &[Snapshot], asked: &[EnclaveAsked]) -> Measured {
+    let sum = |of: fn(&Snapshot) -> u64| now.iter().map(of).sum::<u64>();
+    let worst = |of: fn(&Snapshot) -> f64| now.iter().map(of).fold(0.0, f64::max);
+    let elapsed_ms = now.iter().map(|now| now.elapsed_ms).max().unwrap_or(0);
+    let enclaves = now.iter().zip(asked).zip(0..).map(|((now, asked), number)| so_far_of(number, now, asked));
+    let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
+    for (name, times) in now.iter().flat_map(|now| &now.outcomes) {
+        *outcomes.entry(name.clone()).or_default() += times;
+    }
+    Measured {
+        elapsed_s: elapsed_ms as f64 / 1e3,
+        requests_offered: sum(|now| now.tasks_created),
+        decisions: sum(|now| now.decisions),
+        outcomes,
+        prestage_hits: sum(|now| now.prestage_hits),
+        prestage_misses: sum(|now| now.prestage_misses),
+        messages: sum(|now| now.messages),
+        messages_dropped: sum(|now| now.messages_dropped),
+        doorbells: sum(|now| now.doorbells),
+        resyncs: sum(|now| now.resyncs),
+        fallbacks: sum(|now| now.fallbacks.len() as u64),
+        tasks_created: sum(|now| now.tasks_created),
+        tasks_finished: sum(|now| now.tasks_finished),
+        queue_depth: vec![(elapsed_ms, sum(|now| now.queue_depth))],
+        request: Distribution {
+            count: sum(|now| now.tasks_finished),
+            p50: worst(|now| now.request_p50_us),
+            p99: worst(|now| now.request_p99_us),
+            ..Distribution::default()
+        },
+        enclaves: enclaves.collect(),
+        ..Measured::default()
+    }
+}
+
+fn so_far_of(enclave: u16, now: &Snapshot, asked: &EnclaveAsked) -> EnclaveMeasured {
+    let of = |p50, p99| Distribution { p50, p99, ..Distribution::default() };
+    EnclaveMeasured {
+        enclave,
+        cpus: now.cpus.clone(),
+        policy: asked.policy.clone(),
+        requests_offered: now.tasks_created,
+        decisions: now.decisions,
+        decisions_on_host: now.decisions_by_level[1],
+        decisions_by_host: now.decisions_by_level[2],
+        outcomes: now.outcomes.clone(),
+        prestage_hits: now.prestage_hits,
+        prestage_misses: now.prestage_misses,
+        messages: now.messages,
+        messages_dropped: now.messages_dropped,
+        doorbells: now.doorbells,
+        queue_depth: now.queue_depth,
+        tasks_created: now.tasks_created,
+        tasks_finished: now.tasks_finished,
+        resyncs: now.resyncs,
+        level: now.level.name().to_owned(),
+        incarnations: now.incarnations,
+        faults: now.faults.clone(),
+        fallbacks: fallbacks(&now.fallbacks),
+        comebacks: now.comebacks,
+        request: of(now.request_p50_us, now.request_p99_us),
+        round_trip: of(now.round_trip_p50_us, now.round_trip_p99_us),
+        ..EnclaveMeasured::default()
     }
 }
 
@@ -180,7 +254,30 @@ fn depth(reports: &[Report]) -> Vec<(u64, u64)> {
 mod tests {
     use super::*;
     use neap_host::event::{Fault, Level};
-    use neap_host::report::FallbackReport;
+
+    #[test]
+    fn figures_so_far_are_each_enclave_s_and_their_sums() {
+        let now = |n: u64| Snapshot {
+            elapsed_ms: 1000 * n,
+            decisions: n,
+            outcomes: [("committed".to_owned(), n), (format!("only{n}"), 1)].into(),
+            prestage_hits: 10 * n,
+            queue_depth: n,
+            round_trip_p99_us: n as f64,
+            decisions_by_level: [n - 1, 1, 0],
+            cpus: vec![n as u16],
+            ..Snapshot::default()
+        };
+        let asked = ["cpus=0-1".parse().unwrap(), "cpus=4,policy=vm".parse().unwrap()];
+        let m = so_far(&[now(1), now(2)], &asked);
+        assert_eq!((m.elapsed_s, m.decisions, m.prestage_hits), (2.0, 3, 30));
+        assert_eq!((m.outcomes["committed"], m.outcomes["only1"], m.outcomes["only2"]), (3, 1, 1));
+        assert_eq!(m.queue_depth, [(2000, 3)]);
+        let second = &m.enclaves[1];
+        assert_eq!((second.enclave, second.policy.as_str(), &second.cpus[..]), (1, "vm", &[2][..]));
+        assert_eq!((second.decisions, second.decisions_on_host, second.queue_depth), (2, 1, 2));
+        assert_eq!((second.outcomes["only2"], second.round_trip.p99), (1, 2.0));
+    }
 
     #[test]
     fn two_enclaves_come_to_one_run() {

@@ -9,7 +9,8 @@ pub mod merged;
 mod mix;
 pub mod store;
 
-use std::io::{self, BufRead, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,13 +23,16 @@ use neap_abi::layout::TASKS_USUAL;
 use neap_abi::{Clock, Message};
 use neap_host::onhost;
 use neap_host::policies::BUNDLED;
-use neap_host::report::Snapshot;
+use neap_host::report::{Report, Snapshot};
+use neap_host::sights::{SIGHTS_MAX, Sights};
 use neap_host::trace::{Step, Trace};
 use neap_host::worker::{Enclave, EnclaveConfig, Host, HostConfig, Work, with_host};
 use serde::{Deserialize, Serialize};
 
+use crate::enclaves::EnclaveAsked;
 use crate::manage::Answer;
-use crate::measured::{Distribution, Measured};
+use crate::measured::Measured;
+use crate::perfetto::{self, Held, Part};
 use crate::report::Parameters;
 use crate::trace;
 use arrivals::Arrivals;
@@ -63,6 +67,8 @@ pub struct Order {
     pub agents: Vec<Option<PathBuf>>,
     /// Where to write the first enclave's trace, if it is wanted.
     pub trace: Option<PathBuf>,
+    /// Where to write the timeline, if it is wanted.
+    pub timeline: Option<PathBuf>,
     /// Where to listen for `neap agent`.
     pub manage: PathBuf,
 }
@@ -183,7 +189,24 @@ fn work(order: &Order) -> Result<Measured> {
     measured.values_wrong = gets.wrong();
     measured.remarks.extend(failed);
     measured.remarks.extend(gets.first_wrong());
+    if let Some(file) = &order.timeline {
+        let part = |report: &Report| Some((report.enclave, report.policy.clone(), report.sights.clone()?));
+        let parts: Vec<_> = reports.iter().filter_map(part).collect();
+        measured.remarks.push(match write_timeline(file, &parts) {
+            Ok(held) => format!("{}: {}", file.display(), held.in_words()),
+            Err(error) => format!("{error:#}"),
+        });
+    }
     Ok(measured)
+}
+
+/// Writes what was seen, of each enclave by its number and its policy.
+pub fn write_timeline(file: &Path, seen: &[(u16, String, Arc<Sights>)]) -> Result<Held> {
+    let parts: Vec<_> =
+        seen.iter().map(|(enclave, policy, sights)| Part { enclave: *enclave, policy, sights }).collect();
+    File::create(file)
+        .and_then(|to| perfetto::write(&parts, &mut BufWriter::new(to)))
+        .with_context(|| format!("the timeline {} can't be written", file.display()))
 }
 
 /// Makes the enclaves, drives them until the load is over and waits for what is left. Returns how many arrivals each had,
@@ -208,6 +231,7 @@ fn host_a_run(
             // What is recorded has to rest on the messages alone.
             clock: if is_traced { Clock::Messages } else { Clock::Own },
             keeps_messages: is_traced,
+            sights_max: if order.timeline.is_some() { sights_max(asked) } else { 0 },
             // None can take what the others need.
             tasks_max: TASKS_USUAL / asked.enclaves.len() as u32,
             ..EnclaveConfig::usual(socket, order.vectors, session, share.cpus())
@@ -243,7 +267,7 @@ fn host_a_run(
     let arrivals = arrivals.collect::<Result<Vec<_>>>()?;
     thread::scope(|scope| {
         let _over = SetOnDrop(&over);
-        scope.spawn(|| tell_figures(&enclaves, &over));
+        scope.spawn(|| tell_figures(&enclaves, &asked.enclaves, &over));
         let listening =
             scope.spawn(|| managed::listen(host, &order.manage, &|| over.load(Ordering::Relaxed)));
         let loads: Vec<_> = enclaves
@@ -283,6 +307,11 @@ fn write_trace(file: &Path, asked: &Parameters, messages: Vec<Message>) -> Resul
     let policy = asked.enclaves.first().map(|first| first.policy.clone()).unwrap_or_default();
     let source = format!("neap run, seed {}", asked.seed);
     trace::write(&Trace { policy, cpus: asked.host_cpus(), source, steps }, file)
+}
+
+/// Sights kept of each enclave: what all keep together has a bound.
+pub fn sights_max(asked: &Parameters) -> usize {
+    SIGHTS_MAX / asked.enclaves.len().max(1)
 }
 
 struct SetOnDrop<'a>(&'a AtomicBool);
@@ -325,10 +354,10 @@ pub fn drive(
 }
 
 /// Tells the figures until the load is `over`.
-fn tell_figures(enclaves: &[Arc<Enclave>], over: &AtomicBool) {
+fn tell_figures(enclaves: &[Arc<Enclave>], asked: &[EnclaveAsked], over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         let now: Vec<Snapshot> = enclaves.iter().map(|enclave| enclave.snapshot()).collect();
-        tell(&Line::Running(Box::new(so_far(&now))));
+        tell(&Line::Running(Box::new(merged::so_far(&now, asked))));
         let told = Instant::now();
         while told.elapsed() < TELL && !over.load(Ordering::Relaxed) {
             thread::sleep(NAP);
@@ -354,27 +383,5 @@ fn tell(line: &Line) {
     let mut out = io::stdout().lock();
     if let Ok(text) = serde_json::to_string(line) {
         let _ = writeln!(out, "{text}").and_then(|()| out.flush());
-    }
-}
-
-/// The figures so far: sums, and of latencies the worst enclave's.
-fn so_far(now: &[Snapshot]) -> Measured {
-    let sum = |of: fn(&Snapshot) -> u64| now.iter().map(of).sum::<u64>();
-    let worst = |of: fn(&Snapshot) -> f64| now.iter().map(of).fold(0.0, f64::max);
-    let elapsed_ms = now.iter().map(|now| now.elapsed_ms).max().unwrap_or(0);
-    Measured {
-        elapsed_s: elapsed_ms as f64 / 1e3,
-        requests_offered: sum(|now| now.tasks_created),
-        decisions: sum(|now| now.decisions),
-        tasks_created: sum(|now| now.tasks_created),
-        tasks_finished: sum(|now| now.tasks_finished),
-        queue_depth: vec![(elapsed_ms, sum(|now| now.queue_depth))],
-        request: Distribution {
-            count: sum(|now| now.tasks_finished),
-            p50: worst(|now| now.request_p50_us),
-            p99: worst(|now| now.request_p99_us),
-            ..Distribution::default()
-        },
-        ..Measured::default()
     }
 }

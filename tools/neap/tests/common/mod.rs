@@ -1,5 +1,8 @@
 //! Runs of the real program, each in a place of its own, so that what it leaves can be counted.
 
+// No test needs all of it.
+#![allow(dead_code)]
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -41,6 +44,11 @@ impl Place {
         let tmp = self.dir.path().join("tmp");
         fs::create_dir_all(&tmp).unwrap();
         tmp
+    }
+
+    /// A file beside what runs leave.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// A small run on the host, with `more` arguments.

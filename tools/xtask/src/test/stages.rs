@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -315,47 +316,80 @@ struct Run {
     decisions_min: u64,
     /// Whether it ends without a decision that lay ready when it was wanted.
     unforeseen: bool,
+    /// Whether it writes a timeline, which is read again.
+    timeline: bool,
 }
 
 /// A real third-party load, of which every thread and process is the IPU's.
 const STRESS: &[&str] = &["stress-ng", "--cpu", "4", "--timeout", "5s"];
 
 const RUNS: &[Run] = &[
-    Run { what: "on the virtual IPU", words: &["--seconds", "5"], decisions_min: 2500, unforeseen: false },
+    Run {
+        what: "on the virtual IPU",
+        words: &["--seconds", "5"],
+        decisions_min: 2500,
+        unforeseen: false,
+        timeline: true,
+    },
     Run {
         what: "on the host",
         words: &["--seconds", "5", "--on-host"],
         decisions_min: 2500,
         unforeseen: false,
+        timeline: false,
     },
     Run {
         what: "with a Linux guest",
         words: &["--host", "linux", "--seconds", "10"],
         decisions_min: 500,
         unforeseen: false,
+        timeline: false,
     },
     Run {
         what: "with a guest's command",
         words: &["--host", "linux", "--"],
         decisions_min: 20,
         unforeseen: true,
+        timeline: false,
     },
     Run {
         what: "with a guest's command whose agent is killed half-way",
         words: &["--host", "linux", "--kill-agent-after", "2.5", "--"],
         decisions_min: 20,
         unforeseen: true,
+        timeline: false,
     },
 ];
 
+/// How `tools/neap/tests/timeline.rs` is told of a run's timeline, and of the decisions that the run reported.
+const TIMELINE: [&str; 2] = ["NEAP_TIMELINE", "NEAP_TIMELINE_DECISIONS"];
+
+/// Has the timeline of a run read by the reader that knows the public schema alone.
+fn timeline(verdict: &mut Verdict, file: &Path, report: &Value) -> Result<()> {
+    let mut test = in_checkout(&["test", "--package", "neap", "--test", "timeline", "--", "every_decision"]);
+    test.env(TIMELINE[0], file).env(TIMELINE[1], report["decisions"].to_string());
+    let read = tests("reading the run's timeline", &mut test, CARGO)?;
+    verdict.counts += read.counts;
+    if let Some(failure) = read.failure {
+        verdict.failure.get_or_insert(failure);
+    }
+    Ok(())
+}
+
 pub(super) fn run() -> Result<Verdict> {
     let mut verdict = Verdict::default();
+    let dir =
+        tempfile::Builder::new().prefix("neap-timeline-").tempdir().context("a place for a timeline")?;
+    let file = dir.path().join("run.pftrace");
     let mut keys: Option<BTreeSet<String>> = None;
     for run in RUNS {
         let what = run.what;
         let mut neap =
             in_checkout(&["run", "--quiet", "--release", "--package", "neap", "--", "run", "--json"]);
         neap.args(run.words);
+        if run.timeline {
+            neap.arg("--perfetto").arg(&file);
+        }
         if run.words.contains(&"--") {
             neap.args(STRESS);
         }
@@ -371,6 +405,9 @@ pub(super) fn run() -> Result<Verdict> {
             Err(error) => verdict.fail(format!("neap run {what}: {error:#}\n{report:#}")),
         }
         verdict.remarks.push(format!("{} decisions {what}", report["decisions"]));
+        if run.timeline {
+            timeline(&mut verdict, &file, &report)?;
+        }
         let these = key_set(&report);
         let first = keys.get_or_insert_with(|| these.clone());
         if *first == these {

@@ -140,6 +140,9 @@ impl Desk {
             Asked::Replace { enclave, image, trial_ms } => {
                 (*enclave, image.as_ref(), Some(GuestAsked::Replace { trial_ms: *trial_ms }))
             }
+            Asked::Watch { .. } | Asked::Seen { .. } => {
+                bail!("a timeline is of the worker host: start a run without --host linux")
+            }
             Asked::Kill { enclave, grace_us } => {
                 (*enclave, None, Some(GuestAsked::Kill { grace_us: *grace_us }))
             }
