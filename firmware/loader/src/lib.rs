@@ -14,4 +14,5 @@ extern crate alloc;
 extern crate std;
 
 pub mod image;
+pub mod keys;
 pub mod slots;
