@@ -130,6 +130,11 @@ pub enum Refusal {
         /// Where.
         offset: usize,
     },
+    /// The disk does not give it.
+    Unreadable {
+        /// What the firmware says.
+        why: String,
+    },
     /// It is for another board.
     Board {
         /// Its.
@@ -195,6 +200,7 @@ impl fmt::Display for Refusal {
             Self::Place { part } => write!(f, "part {part} lies where no part can"),
             Self::Hash { part } => write!(f, "part {part} is not what was signed"),
             Self::Padding { offset } => write!(f, "byte {offset} belongs to nothing, and is not zero"),
+            Self::Unreadable { why } => write!(f, "it can't be read from the disk: {why}"),
             Self::Board { theirs, ours } => write!(f, "it is for board {theirs}, and this is {ours}"),
             Self::Downgrade { theirs, least } => {
                 write!(f, "its security version is {theirs}, and {least} is the least that is taken here")
