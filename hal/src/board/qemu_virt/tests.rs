@@ -133,16 +133,10 @@ fn what_a_loader_left_is_free_and_its_routine_can_be_executed() {
     const ROUTINE: u64 = 0x43c0_0000;
     let board = with(|tree| {
         let memory = node(tree, "/memory@40000000");
-        memory.property_mut("reg").unwrap().set_value([
-            0,
-            0x4000_0000,
-            0,
-            0x44_0000,
-            0,
-            0x4400_0000,
-            0,
-            0x400_0000,
-        ]);
+        let pieces = [0x4000_0000_u64, 0x44_0000, 0x4400_0000, 0x400_0000];
+        let cells: std::vec::Vec<u32> =
+            pieces.iter().flat_map(|word| [(word >> 32) as u32, *word as u32]).collect();
+        memory.property_mut("reg").unwrap().set_value(cells.as_slice());
         node(tree, "/chosen").add_property(DeviceTreeProperty::new("neap,confirm", ROUTINE).unwrap());
     })
     .unwrap();
