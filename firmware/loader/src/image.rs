@@ -49,6 +49,8 @@ pub struct Manifest {
     pub board: String,
     /// Moves when an older image must not be booted any more. Never goes back on a card.
     pub security_version: u32,
+    /// The runtime's command line: `neap.key=value` words.
+    pub args: String,
     /// What follows.
     pub parts: Vec<Part>,
 }
@@ -128,6 +130,11 @@ pub enum Refusal {
         /// Where.
         offset: usize,
     },
+    /// The disk does not give it.
+    Unreadable {
+        /// What the firmware says.
+        why: String,
+    },
     /// It is for another board.
     Board {
         /// Its.
@@ -193,6 +200,7 @@ impl fmt::Display for Refusal {
             Self::Place { part } => write!(f, "part {part} lies where no part can"),
             Self::Hash { part } => write!(f, "part {part} is not what was signed"),
             Self::Padding { offset } => write!(f, "byte {offset} belongs to nothing, and is not zero"),
+            Self::Unreadable { why } => write!(f, "it can't be read from the disk: {why}"),
             Self::Board { theirs, ours } => write!(f, "it is for board {theirs}, and this is {ours}"),
             Self::Downgrade { theirs, least } => {
                 write!(f, "its security version is {theirs}, and {least} is the least that is taken here")
@@ -276,9 +284,9 @@ impl Draft<'_> {
 
     /// A manifest of these parts has no more bytes.
     fn manifest_bytes_most(&self) -> usize {
-        let Manifest { neap, abi, board, .. } = &self.manifest;
+        let Manifest { neap, abi, board, args, .. } = &self.manifest;
         let names: usize = self.parts.iter().map(|(_, name, _)| 6 * name.len() + 256).sum();
-        6 * (neap.len() + abi.len() + board.len()) + names + 256
+        6 * (neap.len() + abi.len() + board.len() + args.len()) + names + 256
     }
 }
 
@@ -407,6 +415,7 @@ mod tests {
             abi: "1.2".to_string(),
             board: "qemu_virt".to_string(),
             security_version: 3,
+            args: "neap.idle=spin".to_string(),
             parts: Vec::new(),
         };
         let parts = vec![(PartKind::Runtime, "runtime", runtime), (PartKind::Agent, "fifo", agent)];
@@ -432,6 +441,18 @@ mod tests {
         let refused = |board, least| good.clone().for_board(board, least).unwrap_err().to_string();
         assert_eq!(refused("sbsa", 3), "it is for board qemu_virt, and this is sbsa");
         assert!(refused("qemu_virt", 4).contains("its security version is 3, and 4 is the least"));
+    }
+
+    #[test]
+    fn the_command_line_is_signed_whatever_it_holds() {
+        let mut draft = draft(&[1; 5000], &[2; 100]);
+        draft.manifest.args = "\u{1}\"".repeat(5000);
+        let image = draft.clone().sign(&key(7)).unwrap();
+        assert_eq!(check(&image).unwrap().manifest.args, draft.manifest.args);
+        let mut changed = image.clone();
+        let at = image.windows(8).position(|bytes| bytes == b"\"args\":\"").unwrap() + 12;
+        changed[at] ^= 1;
+        assert_eq!(check(&changed).unwrap_err(), Refusal::Signature);
     }
 
     #[test]

@@ -13,5 +13,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod handover;
 pub mod image;
+pub mod keys;
 pub mod slots;

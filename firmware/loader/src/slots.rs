@@ -142,6 +142,12 @@ impl Copies {
         newest.unwrap_or_default()
     }
 
+    /// The number of the copy that counts; 0 where there is none.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.number
+    }
+
     /// What to write for a new state, and over which copy: never over the one that counts.
     #[must_use]
     pub fn write(&mut self, state: State) -> (usize, [u8; COPY_BYTES]) {
@@ -374,6 +380,16 @@ mod tests {
             disk.write(Write::Copy(at, copy), COPY_BYTES);
         }
         choice
+    }
+
+    #[test]
+    fn a_copy_s_number_is_read_back() {
+        let mut copies = Copies::default();
+        for number in 1..4 {
+            let (_, copy) = copies.write(State::default());
+            assert_eq!(copies.number(), number);
+            assert_eq!(Copies::read([&copy, &[0; COPY_BYTES]]).number(), number);
+        }
     }
 
     fn confirm(disk: &mut Disk) {

@@ -293,6 +293,12 @@ impl Enclave {
         self.clock
     }
 
+    /// Whether a host is here, and then whether it is content with the agent that it has.
+    #[must_use]
+    pub fn contents_host(&self) -> Option<bool> {
+        self.serving.map(|_| self.confirmed == self.incarnation)
+    }
+
     /// When there is something to do though nothing happens, in µs.
     #[must_use]
     pub fn deadline_us(&self) -> Option<u64> {

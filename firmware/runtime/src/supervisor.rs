@@ -20,7 +20,7 @@ use neap_abi::{
 };
 use neap_hal::board::bootargs::Idle;
 use neap_hal::board::qemu_virt::{Machine, bring_up};
-use neap_hal::cpu::{CORES_MAX, boot, power, psci, timer};
+use neap_hal::cpu::{CORES_MAX, boot, power, psci, resident, timer};
 use neap_hal::say;
 use neap_hal::soc::msix::DoorbellPage;
 use neap_queue::SlotReader;
@@ -43,6 +43,8 @@ const LOOK_US: u64 = 5_000;
 const SLEEP_NS: u32 = 2_000_000;
 /// As [`SLEEP_NS`], where only the timer wakes.
 const NAP_NS: u32 = 100_000;
+/// How long an image on trial waits for a host, in µs. Where none has come by then it confirms itself, if all its cores run.
+const HOST_WAIT_US: u64 = 10_000_000;
 /// Steps of one look at one enclave: more than any event takes, so that one look is bounded.
 const STEPS_MAX: usize = 32;
 
@@ -142,7 +144,8 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
     {
         give_up(format_args!("{error}"));
     }
-    let mut supervisor = Supervisor { shared, pages, enclaves, cores };
+    let trial = board.confirm.map(|routine| (routine, timer.now_ns() / 1000 + HOST_WAIT_US));
+    let mut supervisor = Supervisor { shared, pages, enclaves, cores, trial };
     for held in &supervisor.enclaves {
         held.report(AgentState::Waiting, 0, VERSION);
     }
@@ -271,6 +274,8 @@ struct Supervisor {
     pages: Pages,
     enclaves: Vec<Held>,
     cores: usize,
+    /// The loader's routine and when to call it without a host, in µs, while the image is on trial.
+    trial: Option<(u64, u64)>,
 }
 
 impl Held {
@@ -463,8 +468,22 @@ impl Supervisor {
                 sleep_us = sleep_us.min(deadline_us.saturating_sub(self.now_us()));
             }
         }
+        self.confirm();
         self.keep_books();
         sleep_us
+    }
+
+    /// Confirms an image on trial, once: when a host is content with an agent, or when none has come.
+    fn confirm(&mut self) {
+        let Some((routine, alone_us)) = self.trial else { return };
+        let hosts = || self.enclaves.iter().filter_map(|held| held.enclave.contents_host());
+        let whole = || (1..self.cores).all(|core| cores::core(core).state() == CoreState::Ready);
+        if hosts().any(|content| content) || hosts().next().is_none() && self.now_us() > alone_us && whole() {
+            self.trial = None;
+            // SAFETY: the loader's, which the map has as text; called once, and by this core only.
+            let status = unsafe { resident::confirm(routine) };
+            say!("neap: confirmed: {status:#x}");
+        }
     }
 
     fn now_us(&self) -> u64 {

@@ -67,9 +67,11 @@ pub struct Ivshmem {
 pub const IVSHMEM: u32 = 0x1110_1af4;
 
 const HEADER_COMMAND: u8 = 0x04;
+const HEADER_CLASS: u8 = 0x08;
 const HEADER_TYPE: u8 = 0x0c;
 const HEADER_BAR0: u8 = 0x10;
 const HEADER_CAPABILITIES: u8 = 0x34;
+const COMMAND_IO: u32 = 1 << 0;
 const COMMAND_MEMORY: u32 = 1 << 1;
 const COMMAND_BUS_MASTER: u32 = 1 << 2;
 const STATUS_CAPABILITIES: u32 = 1 << 20;
@@ -161,6 +163,23 @@ pub fn find_ivshmem(configuration: &impl Configuration) -> impl Iterator<Item = 
             .map(move |function| Address::new(device, function))
             .filter(move |&function| configuration.read(function, 0) == IVSHMEM)
     })
+}
+
+/// Has every function of bus 0 but bridges answer to no access and make none, as after a reset: the addresses that firmware
+/// gave them may be given to others.
+pub fn silence(configuration: &mut impl Configuration) {
+    const BRIDGE: u32 = 0x06;
+    for number in 0..=u8::MAX {
+        let function = Address::new(number >> 3, number);
+        if configuration.read(function, 0) != u32::MAX
+            && configuration.read(function, HEADER_CLASS) >> 24 != BRIDGE
+        {
+            // The upper half is the status, whose bits are cleared by ones.
+            let command = configuration.read(function, HEADER_COMMAND) & 0xffff;
+            let off = command & !(COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER);
+            configuration.write(function, HEADER_COMMAND, off);
+        }
+    }
 }
 
 /// Gives the BARs of one ivshmem function their addresses and lets it answer and interrupt.
@@ -279,7 +298,10 @@ fn msix_vectors(
 }
 
 /// The real configuration space.
-#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
+#[cfg(all(
+    target_arch = "aarch64",
+    any(all(target_os = "none", feature = "el1"), all(target_os = "uefi", feature = "loader"))
+))]
 pub mod ecam {
     use core::ops::Range;
     use core::ptr::NonNull;

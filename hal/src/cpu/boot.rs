@@ -23,13 +23,14 @@
 //! `core` is the number that [`psci::start_core`](crate::cpu::psci::start_core) was given.
 
 use core::arch::global_asm;
+use core::mem::MaybeUninit;
 
 use crate::cpu::CORES_MAX;
 use crate::cpu::mmu::{EXCEPTION_STACK_SIZE, Image, PAGE, STACKS_SIZE, early};
 
-/// The first core's first translation table: see [`early`].
-#[unsafe(link_section = ".rodata.early")]
-static EARLY: early::Table = early::Table::new();
+/// The first core's first translation table: see [`early`]. The boot code fills it in, which takes less of the image than it.
+#[unsafe(link_section = ".bss.uninit.early")]
+static mut EARLY: MaybeUninit<early::Table> = MaybeUninit::uninit();
 
 unsafe extern "C" {
     static __stacks: u8;
@@ -64,6 +65,9 @@ const _: () = assert!(CORES_MAX.is_power_of_two() && CORES_MAX <= PAGE as usize)
 global_asm!(
     include_str!("boot.s"),
     early_table = sym EARLY,
+    early_registers = const early::REGISTERS,
+    early_memory = const early::IMAGE_GIB << 30 | early::MEMORY,
+    early_memory_at = const early::IMAGE_GIB * 8,
     stacks_shift = const STACKS_SIZE.trailing_zeros(),
     exception_stack_top = const PAGE + EXCEPTION_STACK_SIZE,
     core_mask = const PAGE - 1,

@@ -78,7 +78,31 @@ park_el3:
     add     x9, x9, x10, lsl #{stacks_shift}
     mov     sp, x9
 
-    ldr     x9, ={mair}
+    // The first core makes its map. What the caches may hold of that page is dropped, before so that it does not come to
+    // lie over it, and after because the walks look there.
+    cbnz    x20, 33f
+    bl      34f
+    ldr     x9, ={early_registers}
+    mov     x10, #0
+31: orr     x11, x9, x10, lsl #30
+    str     x11, [x21, x10, lsl #3]
+    add     x10, x10, #1
+    cmp     x10, #512
+    b.lo    31b
+    ldr     x9, ={early_memory}
+    str     x9, [x21, #{early_memory_at}]
+    bl      34f
+    b       33f
+34: dmb     sy
+    mov     x9, x21
+    add     x10, x21, #4096
+32: dc      ivac, x9
+    add     x9, x9, #16             // no line is shorter
+    cmp     x9, x10
+    b.lo    32b
+    dsb     sy
+    ret
+33: ldr     x9, ={mair}
     msr     mair_el1, x9
     ldr     x9, ={tcr}
     msr     tcr_el1, x9

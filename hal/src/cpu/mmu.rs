@@ -219,31 +219,31 @@ impl Plan {
 pub mod early {
     /// The gigabyte that holds the image, and on the boards of this family all memory that boot needs. The
     /// linker scripts in `ld/` put the image there.
-    const IMAGE_GIB: u64 = 1;
+    pub const IMAGE_GIB: u64 = 1;
     /// Descriptor bits (DDI 0487 D8.3): valid block, accessed, EL1 read and write, not EL0's to execute.
     const BLOCK: u64 = 1 | 1 << 10 | 1 << 54;
     const INNER_SHAREABLE: u64 = 3 << 8;
     const NORMAL: u64 = 1 << 2;
     const NEVER_AT_EL1: u64 = 1 << 53;
 
-    /// A level 1 table of 512 blocks of 1 GiB: the image's is memory, all others are registers, which no
-    /// core reads or fetches on speculation.
+    /// The entry of the gigabyte at 0, if that is registers, which no core reads or fetches on speculation.
+    pub const REGISTERS: u64 = BLOCK | NEVER_AT_EL1;
+    /// Likewise, if it is memory. The other gigabytes' entries have their address beside.
+    pub const MEMORY: u64 = BLOCK | NORMAL | INNER_SHAREABLE;
+
+    /// A level 1 table of 512 blocks of 1 GiB. The boot code makes one in which the image's is memory and all others are
+    /// registers.
     #[repr(C, align(4096))]
     pub struct Table([u64; 512]);
 
     impl Table {
-        /// The table.
-        #[expect(clippy::new_without_default, reason = "it is a constant, not a default of anything")]
-        pub const fn new() -> Self {
-            let mut entries = [0; 512];
-            let mut gib = 0;
-            while gib < 512 {
-                entries[gib as usize] = gib << 30
-                    | BLOCK
-                    | if gib == IMAGE_GIB { NORMAL | INNER_SHAREABLE } else { NEVER_AT_EL1 };
-                gib += 1;
-            }
-            Self(entries)
+        /// With memory in each gigabyte that `memory` holds for, and registers in all others.
+        pub fn with(memory: impl Fn(u64) -> bool) -> Self {
+            let entry = |gib: usize| {
+                let gib = gib as u64;
+                gib << 30 | if memory(gib) { MEMORY } else { REGISTERS }
+            };
+            Self(core::array::from_fn(entry))
         }
     }
 }
@@ -559,5 +559,11 @@ mod tests {
     fn the_early_map_fits_the_translation_it_is_used_with() {
         assert_eq!(TCR & 0x3f, 64 - ADDRESS_END.trailing_zeros() as u64);
         assert_eq!(size_of::<early::Table>() as u64, PAGE);
+        // Valid, accessed, EL1's alone to write; what is registers is nobody's to execute.
+        for entry in [early::MEMORY, early::REGISTERS] {
+            assert_eq!(entry & 0b11 | entry & 1 << 10 | entry & 0b11 << 6, 1 | 1 << 10);
+        }
+        assert_eq!((early::REGISTERS >> 2 & 7, early::REGISTERS >> 53 & 0b11), (0, 0b11));
+        assert_eq!((early::MEMORY >> 2 & 7, early::MEMORY >> 53 & 0b11), (1, 0b10));
     }
 }

@@ -246,6 +246,9 @@ pub struct BuildOptions {
     /// Raise it when older images must not be booted any more
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub security_version: u32,
+    /// The runtime's command line: "neap.idle=spin neap.cores=2,1"
+    #[arg(long, default_value = "", value_name = "WORDS", allow_hyphen_values = true)]
+    pub args: String,
     /// Write the runtime alone too, as arm64's Image: for `-kernel` and `booti`
     #[arg(long, value_name = "FILE")]
     pub raw: Option<PathBuf>,

@@ -5,19 +5,19 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use comfy_table::{CellAlignment, Table, presets};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use neap_loader::image::{Manifest, Verified, hex, key_id};
+use neap_loader::keys::{PUBLIC, from_hex};
 use serde_json::json;
 use xtask::card_image::Recipe;
 
 use crate::args::{BuildOptions, ImageCommand, KeyCommand};
 use crate::print;
 
-/// How a key's file begins.
+/// How the file of a secret key begins.
 const SECRET: &str = "neap-secret-key ";
-const PUBLIC: &str = "neap-public-key ";
 
 /// Does what `neap key` is asked.
 pub fn key(command: &KeyCommand) -> Result<()> {
@@ -79,15 +79,7 @@ fn verifying(file: &Path) -> Result<VerifyingKey> {
 fn key_bytes(file: &Path, begins: &str) -> Result<[u8; 32]> {
     let text = fs::read_to_string(file).with_context(|| format!("{} can't be read", file.display()))?;
     let digits = text.trim().strip_prefix(begins).context("it begins otherwise")?;
-    let mut bytes = [0; 32];
-    if digits.len() != 64 || !digits.is_ascii() {
-        bail!("it has {} digits, not 64", digits.len());
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * at..2 * at + 2], 16)
-            .context("it has something else than digits")?;
-    }
-    Ok(bytes)
+    from_hex(digits).with_context(|| format!("it has {} characters, not 64 hexadecimal digits", digits.len()))
 }
 
 /// Does what `neap image` is asked.
@@ -100,9 +92,9 @@ pub fn image(command: &ImageCommand) -> Result<()> {
 }
 
 fn build(options: &BuildOptions) -> Result<()> {
-    let BuildOptions { out, key, board, agent, security_version, raw } = options;
+    let BuildOptions { out, key, board, agent, security_version, args, raw } = options;
     let key = signing(key)?;
-    let recipe = Recipe { board, agents: agent, security_version: *security_version };
+    let recipe = Recipe { board, agents: agent, security_version: *security_version, args };
     let image = recipe.build(&key)?;
     let good = Verified::check(&image, &[key.verifying_key()])?;
     fs::write(out, &image).with_context(|| format!("{} can't be written", out.display()))?;
@@ -159,8 +151,9 @@ fn table(manifest: &Manifest) -> String {
     if let Some(column) = table.column_mut(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let Manifest { neap, abi, board, security_version, .. } = manifest;
-    format!("Neap {neap}, ABI {abi}, board {board}, security version {security_version}\n{table}")
+    let Manifest { neap, abi, board, security_version, args, .. } = manifest;
+    let args = if args.is_empty() { String::new() } else { format!(", booted with {args}") };
+    format!("Neap {neap}, ABI {abi}, board {board}, security version {security_version}{args}\n{table}")
 }
 
 #[cfg(test)]

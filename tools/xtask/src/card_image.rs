@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, bail, ensure};
 use ed25519_dalek::SigningKey;
 use neap_abi::VERSION;
+use neap_hal::board::bootargs::BootArgs;
 use neap_loader::image::{Draft, Manifest, PartKind};
 use object::elf::PT_LOAD;
 use object::read::elf::{ElfFile64, ProgramHeader};
@@ -74,6 +75,8 @@ pub struct Recipe<'a> {
     pub agents: &'a [String],
     /// The image's security version.
     pub security_version: u32,
+    /// The runtime's command line.
+    pub args: &'a str,
 }
 
 impl Recipe<'_> {
@@ -82,8 +85,10 @@ impl Recipe<'_> {
     /// # Errors
     /// What can't be built, by name.
     pub fn build(&self, key: &SigningKey) -> Result<Vec<u8>> {
-        let &Recipe { board, agents, security_version } = self;
+        let &Recipe { board, agents, security_version, args } = self;
         ensure!(BOARDS.contains(&board), "there is no board {board}: {} are", BOARDS.join(", "));
+        // The runtime stops at a word that it does not know, and a card that stops is a journey.
+        BootArgs::parse(args)?;
         setup::all()?;
         let elf = firmware::build(&Kind::Runtime)?.elf;
         let elf = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
@@ -101,6 +106,7 @@ impl Recipe<'_> {
             abi: VERSION.to_string(),
             board: board.to_owned(),
             security_version,
+            args: args.to_owned(),
             parts: Vec::new(),
         };
         Ok(Draft { manifest, parts }.sign(key)?)

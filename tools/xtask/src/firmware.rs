@@ -19,6 +19,9 @@ use crate::{agent_image, paths, setup};
 /// The firmware's target, as rustc names it.
 pub const TARGET: &str = "aarch64-unknown-none";
 
+/// The target of what UEFI starts: the loader.
+pub const LOADER_TARGET: &str = "aarch64-unknown-uefi";
+
 /// The firmware's profile, in the workspace's `Cargo.toml`.
 pub const PROFILE: &str = "firmware";
 
@@ -85,6 +88,14 @@ pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
     let elf = programs.remove(kind.bin());
     let elf = elf.with_context(|| format!("cargo built no program {} in {}", kind.bin(), kind.package()))?;
     FirmwareImage::open(&elf)
+}
+
+/// Builds the loader, and returns the UEFI application.
+pub fn loader() -> Result<PathBuf> {
+    const BIN: &str = "neap-loader";
+    setup::loader_target()?;
+    let mut programs = build_for(LOADER_TARGET, "the loader", &["--package", BIN, "--bin", BIN], None)?;
+    programs.remove(BIN).with_context(|| format!("cargo built no program {BIN} in {BIN}"))
 }
 
 /// Builds all programs of `qemu-tests`, by name.
@@ -184,11 +195,20 @@ fn write_if_new(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn build_programs(what: &str, options: &[&str], bundle: Option<&Path>) -> Result<BTreeMap<String, PathBuf>> {
     setup::target()?;
+    build_for(TARGET, what, options, bundle)
+}
+
+fn build_for(
+    target: &str,
+    what: &str,
+    options: &[&str],
+    bundle: Option<&Path>,
+) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = cargo();
     command
         .current_dir(paths::root())
-        .args(["build", "--message-format=json-render-diagnostics", "--target", TARGET, "--profile", PROFILE])
-        .args(short_paths())
+        .args(["build", "--message-format=json-render-diagnostics", "--target", target, "--profile", PROFILE])
+        .args(short_paths(target))
         .args(options);
     match bundle {
         Some(bundle) => command.env("NEAP_BUNDLE", bundle),
@@ -208,7 +228,7 @@ fn build_programs(what: &str, options: &[&str], bundle: Option<&Path>) -> Result
 
 /// Has the sources of other people's crates named without the directory where this machine keeps them: panics carry their
 /// files' names, and the same image should come of the same sources anywhere.
-fn short_paths() -> Vec<String> {
+fn short_paths(target: &str) -> Vec<String> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
     let sources = home.map(|home| home.join("registry/src"));
@@ -220,7 +240,7 @@ fn short_paths() -> Vec<String> {
     if flags.is_empty() {
         return Vec::new();
     }
-    vec!["--config".to_owned(), format!("target.{TARGET}.rustflags=[{}]", flags.join(","))]
+    vec!["--config".to_owned(), format!("target.{target}.rustflags=[{}]", flags.join(","))]
 }
 
 /// The cargo that runs us, else the one in `$PATH`.

@@ -191,6 +191,18 @@ fn a_host_attaches_leaves_and_comes_back() {
 }
 
 #[test]
+fn a_host_is_content_with_the_agent_that_it_confirms_and_with_no_other() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.enclave.contents_host(), None, "nobody is here");
+    rig.host(attach(1));
+    assert_eq!(rig.enclave.contents_host(), Some(false));
+    rig.host(HostControl { confirmed: 7, ..attach(1) });
+    assert_eq!(rig.enclave.contents_host(), Some(false));
+    rig.confirm(1);
+    assert_eq!(rig.enclave.contents_host(), Some(true));
+}
+
+#[test]
 fn a_host_that_died_and_came_back_gets_a_fresh_agent_only_when_the_old_one_has_stopped() {
     let mut rig = serving();
     rig.obeys = false;

@@ -158,3 +158,19 @@ fn an_aperture_that_is_full_is_named_with_the_bar_that_did_not_fit() {
         assert!(matches!(error, PciError::NoRoom { bar, .. } if bar == culprit), "{error}");
     }
 }
+
+#[test]
+fn what_is_silenced_answers_nothing_and_bridges_go_on() {
+    const ALL_ON: u32 = STATUS_CAPABILITIES | COMMAND_IO | COMMAND_MEMORY | COMMAND_BUS_MASTER | 1 << 10;
+    let mut bus = two_functions();
+    let bridge = Address::new(0, 0);
+    for function in bus.0.values_mut() {
+        function.registers[1] = ALL_ON;
+    }
+    bus.0.get_mut(&bridge).unwrap().registers[2] = 0x0604_0000;
+    silence(&mut bus);
+    assert_eq!(bus.read(bridge, HEADER_COMMAND), ALL_ON);
+    for function in [FIRST, SECOND] {
+        assert_eq!(bus.read(function, HEADER_COMMAND), STATUS_CAPABILITIES | 1 << 10);
+    }
+}

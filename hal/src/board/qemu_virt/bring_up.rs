@@ -5,6 +5,7 @@ use core::ptr::NonNull;
 use heapless::Vec;
 use safe_mmio::UniqueMmioPointer;
 
+use super::tree::told;
 use super::{Board, TreeError, find_tree};
 use crate::board::console;
 use crate::board::gic::{CoreInterface, Gic, GicError, MessageFrame};
@@ -14,6 +15,7 @@ use crate::board::pci::{self, Allocator, Ivshmem, PciError};
 use crate::cpu::boot;
 use crate::cpu::mmu::{self, PlanError, Root};
 use crate::cpu::timer::{BadFrequency, Timer};
+use crate::say;
 use crate::soc::msix::DoorbellPage;
 
 /// Where every `virt` has its PL011: so that a tree which can't be read can be complained about.
@@ -129,7 +131,13 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
         unsafe { console::open(registers) };
     }
     // SAFETY: the boot protocol's promise about x0; the start of memory is readable on this board.
-    let board = Board::from_tree(unsafe { find_tree(x0) }?)?;
+    let tree = unsafe { find_tree(x0) }?;
+    for what in ["neap,slot", "neap,refused"] {
+        if let Some(words) = told(tree, what) {
+            say!("neap: {} {words}", &what[5..]);
+        }
+    }
+    let board = Board::from_tree(tree)?;
     if board.console.start != CONSOLE as u64 {
         return Err(TreeError::Missing("PL011 console at 0x900_0000").into());
     }

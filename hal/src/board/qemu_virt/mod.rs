@@ -33,6 +33,8 @@ pub const TREE_OF_ELF: u64 = 0x4000_0000;
 pub struct Board {
     /// Private memory; the image is in it.
     pub memory: Range<u64>,
+    /// More of it, above what the firmware keeps: then it is this that is free, and not what follows the image.
+    pub spare: Option<Range<u64>>,
     /// What the host sees too, one window an enclave: memory of the NUMA nodes from 1 on, in their order.
     pub windows: Vec<Range<u64>, ENCLAVES_MAX>,
     /// The cores' MPIDR affinities; the first is the one that boots.
@@ -49,6 +51,8 @@ pub struct Board {
     pub conduit: Conduit,
     /// The command line.
     pub args: BootArgs,
+    /// The routine that confirms an image on trial; none where it is not on trial.
+    pub confirm: Option<u64>,
 }
 
 impl Board {
@@ -76,6 +80,9 @@ impl Board {
             plan.add(self.memory.start..image.text.start, Kind::Constants)?;
         }
         plan.add(self.free_memory(image), Kind::Data)?;
+        if let Some(routine) = self.confirm {
+            plan.add(pages(&(routine..routine + 1)), Kind::Text)?;
+        }
         for window in &self.windows {
             plan.add(window.clone(), Kind::Data)?;
         }
@@ -87,9 +94,9 @@ impl Board {
         Ok(plan)
     }
 
-    /// Private memory above the image.
+    /// Private memory that nobody has: above the image.
     pub fn free_memory(&self, image: &Image) -> Range<u64> {
-        image.end.next_multiple_of(PAGE)..self.memory.end
+        self.spare.clone().unwrap_or(image.end.next_multiple_of(PAGE)..self.memory.end)
     }
 }
 

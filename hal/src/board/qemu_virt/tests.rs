@@ -129,6 +129,32 @@ fn more_cores_than_stacks_are_refused_and_counted() {
 }
 
 #[test]
+fn what_a_loader_left_is_free_and_its_routine_can_be_executed() {
+    const ROUTINE: u64 = 0x43c0_0000;
+    let board = with(|tree| {
+        let memory = node(tree, "/memory@40000000");
+        let pieces = [0x4000_0000_u64, 0x44_0000, 0x4400_0000, 0x400_0000];
+        let cells: std::vec::Vec<u32> =
+            pieces.iter().flat_map(|word| [(word >> 32) as u32, *word as u32]).collect();
+        memory.property_mut("reg").unwrap().set_value(cells.as_slice());
+        node(tree, "/chosen").add_property(DeviceTreeProperty::new("neap,confirm", ROUTINE).unwrap());
+    })
+    .unwrap();
+    let image = Image {
+        text: 0x4020_0000..0x4020_8000,
+        rodata: 0x4020_8000..0x4020_a000,
+        data: 0x4020_a000..0x4020_c000,
+        stacks: 0x4021_0000,
+        end: 0x4031_0000,
+    };
+    assert_eq!(board.free_memory(&image), 0x4400_0000..0x4800_0000);
+    let plan = board.plan(&image, None).unwrap();
+    let kinds = [ROUTINE - 1, ROUTINE, ROUTINE + 4095, ROUTINE + 4096, 0x4031_0000, 0x4400_0000];
+    let kinds = kinds.map(|address| plan.kind_at(address));
+    assert_eq!(kinds, [None, Some(Kind::Text), Some(Kind::Text), None, None, Some(Kind::Data)]);
+}
+
+#[test]
 fn unknown_words_of_ours_stop_the_boot() {
     let error = with(|tree| {
         let chosen = node(tree, "/chosen");

@@ -66,12 +66,14 @@ pub enum TreeError {
 pub(super) fn read(bytes: &[u8]) -> Result<Board, TreeError> {
     let tree = Fdt::new(bytes).map_err(|error| TreeError::Damaged(error.kind))?;
     let root = tree.root();
-    let (memory, windows) = memories(root)?;
+    let (memory, spare, windows) = memories(root)?;
     let pcie = compatible(root, "pci-host-ecam-generic").ok_or(TreeError::Missing("PCI host"))?;
     let console = compatible(root, "arm,pl011").ok_or(TreeError::Missing("PL011 console"))?;
     Ok(Board {
         memory,
+        spare,
         windows,
+        confirm: confirm(root),
         cores: cores(root)?,
         gic: controller(root)?,
         console: register_block(console, 0, "PL011 console")?,
@@ -106,9 +108,12 @@ fn register_block(node: FdtNode<'_>, index: usize, name: &'static str) -> Result
     block.ok_or(bad)
 }
 
-/// Private memory and the windows.
-fn memories(root: FdtNode<'_>) -> Result<(Range<u64>, Vec<Range<u64>, ENCLAVES_MAX>), TreeError> {
-    let mut private = None;
+/// Private memory: what the image is in, and what the loader left beside what the firmware keeps; and the windows.
+#[expect(clippy::type_complexity, reason = "three things, named where they go")]
+fn memories(
+    root: FdtNode<'_>,
+) -> Result<(Range<u64>, Option<Range<u64>>, Vec<Range<u64>, ENCLAVES_MAX>), TreeError> {
+    let (mut private, mut spare) = (None, None);
     // In the order of their nodes, whatever the tree's.
     let mut found: Vec<(u32, Range<u64>), ENCLAVES_MAX> = Vec::new();
     for node in root.children() {
@@ -124,6 +129,7 @@ fn memories(root: FdtNode<'_>) -> Result<(Range<u64>, Vec<Range<u64>, ENCLAVES_M
         let range = register_block(node, 0, "memory")?;
         if numa_node == 0 {
             private = Some(range);
+            spare = register_block(node, 1, "memory").ok();
         } else {
             let place = found.iter().take_while(|(other, _)| *other < numa_node).count();
             found.insert(place, (numa_node, range)).map_err(|_| TreeError::TooManyWindows)?;
@@ -133,7 +139,7 @@ fn memories(root: FdtNode<'_>) -> Result<(Range<u64>, Vec<Range<u64>, ENCLAVES_M
     if windows.is_empty() {
         return Err(TreeError::NoWindow);
     }
-    Ok((private.ok_or(TreeError::Missing("memory on NUMA node 0"))?, windows))
+    Ok((private.ok_or(TreeError::Missing("memory on NUMA node 0"))?, spare, windows))
 }
 
 fn cores(root: FdtNode<'_>) -> Result<Vec<u64, CORES_MAX>, TreeError> {
@@ -200,6 +206,17 @@ fn apertures(pcie: FdtNode<'_>) -> Result<Apertures, TreeError> {
         }
     }
     Ok(Apertures { low: low.ok_or(bad)?, high })
+}
+
+/// The loader's routine, where the image is on trial.
+fn confirm(root: FdtNode<'_>) -> Option<u64> {
+    root.child("chosen")?.property("neap,confirm")?.value_as().ok()
+}
+
+/// What the loader says of the image: which slot it came from, and which was refused.
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
+pub(super) fn told<'a>(bytes: &'a [u8], what: &str) -> Option<&'a str> {
+    text(&Fdt::new(bytes).ok()?.root().child("chosen")?, what)
 }
 
 fn conduit(root: FdtNode<'_>) -> Result<Conduit, TreeError> {

@@ -13,13 +13,15 @@ mod miri;
 mod packages;
 mod qemu;
 mod target;
+mod uefi;
 mod version;
 
 pub use llvm::{Llvm, llvm};
 pub use miri::{Miri, miri};
 pub use packages::{libelf, mmdebstrap};
 pub use qemu::qemu;
-pub use target::target;
+pub use target::{loader_target, target};
+pub use uefi::{Uefi, uefi};
 pub use version::Version;
 
 /// Everything that `neap` needs: QEMU and the firmware's target.

@@ -1,4 +1,4 @@
-//! The firmware's target for the running toolchain: `core`, `alloc` and `compiler_builtins` for the card.
+//! The firmware's targets for the running toolchain: `core`, `alloc` and `compiler_builtins`, for the card and for its loader.
 //!
 //! Three sources, the first that has them: the cache of an earlier build for this very compiler; rustup; and
 //! a build from the standard library's own sources, which Debian packages for each compiler it ships.
@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{apt, lock, memory};
-use crate::firmware::TARGET;
+use crate::firmware::{LOADER_TARGET, TARGET};
 use crate::paths;
 use crate::process::{self, Limits, Stream, Watch};
 use crate::progress::Step;
@@ -28,7 +28,16 @@ const RUSTUP_FAILED: &str = "rustup-target";
 
 /// Makes sure that the running toolchain builds for the card.
 pub fn target() -> Result<()> {
-    let toolchain = Toolchain::running()?;
+    ready(TARGET)
+}
+
+/// Makes sure that the running toolchain builds the loader.
+pub fn loader_target() -> Result<()> {
+    ready(LOADER_TARGET)
+}
+
+fn ready(target: &'static str) -> Result<()> {
+    let toolchain = Toolchain::running(target)?;
     if toolchain.has_target()? {
         return Ok(());
     }
@@ -44,11 +53,11 @@ pub fn target() -> Result<()> {
         Ok(()) => return Ok(()),
         Err(error) => error,
     };
-    crate::progress::say(&format!("neap: rustup did not bring {TARGET}: {}", first_line(&by_rustup)));
+    crate::progress::say(&format!("neap: rustup did not bring {target}: {}", first_line(&by_rustup)));
     build(&toolchain, &cached).with_context(|| {
         format!(
-            "{TARGET} is missing, and rustup did not bring it ({}). \
-             Run `rustup target add {TARGET}` where rustup can fetch, or give the toolchain its sources: \
+            "{target} is missing, and rustup did not bring it ({}). \
+             Run `rustup target add {target}` where rustup can fetch, or give the toolchain its sources: \
              the component rust-src, or Debian's package rust-src of version {}",
             first_line(&by_rustup),
             toolchain.version,
@@ -65,6 +74,8 @@ fn first_line(error: &anyhow::Error) -> String {
 
 /// The compiler that builds this checkout.
 struct Toolchain {
+    /// The target in question, as rustc names it.
+    target: &'static str,
     sysroot: PathBuf,
     /// "1.95.0".
     version: String,
@@ -73,7 +84,7 @@ struct Toolchain {
 }
 
 impl Toolchain {
-    fn running() -> Result<Self> {
+    fn running(target: &'static str) -> Result<Self> {
         let rustc = || {
             let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
             command.current_dir(paths::root());
@@ -91,22 +102,26 @@ impl Toolchain {
         let version = release(&verbose).context("rustc -vV names no release")?;
         let mut hasher = DefaultHasher::new();
         verbose.trim().hash(&mut hasher);
-        Ok(Self { sysroot: PathBuf::from(sysroot.trim()), version, key: hasher.finish() })
+        Ok(Self { target, sysroot: PathBuf::from(sysroot.trim()), version, key: hasher.finish() })
     }
 
     /// Where the target's libraries lie.
     fn lib(&self) -> PathBuf {
-        self.sysroot.join("lib/rustlib").join(TARGET).join("lib")
+        self.sysroot.join("lib/rustlib").join(self.target).join("lib")
     }
 
     /// Where they are kept for the next copy of this compiler.
     fn cache(&self) -> PathBuf {
-        paths::cache_dir().join("target").join(format!("{}-{:016x}", self.version, self.key))
+        let name = match self.target {
+            TARGET => format!("{}-{:016x}", self.version, self.key),
+            other => format!("{}-{:016x}-{other}", self.version, self.key),
+        };
+        paths::cache_dir().join("target").join(name)
     }
 
     /// Whether all libraries are there; an error where there are two of one, which rustc refuses.
     fn has_target(&self) -> Result<bool> {
-        let lib = self.lib();
+        let (lib, target) = (self.lib(), self.target);
         let mut names = libraries(&lib);
         if doubled(&names) {
             // Rustup brought its own after we had built ours: rustup's stay.
@@ -117,10 +132,10 @@ impl Toolchain {
             bail!(
                 "{} holds more than one build of the same library, and rustc takes none of them:\n  {}\n\
                  Remove all but one build of each (rustup's are listed in {}), or run \
-                 `rustup target remove {TARGET}`, remove what is left in that directory, and try again",
+                 `rustup target remove {target}`, remove what is left in that directory, and try again",
                 lib.display(),
                 names.join("\n  "),
-                self.sysroot.join("lib/rustlib").join(format!("manifest-rust-std-{TARGET}")).display(),
+                self.sysroot.join("lib/rustlib").join(format!("manifest-rust-std-{target}")).display(),
             );
         }
         Ok(CRATES.iter().all(|name| names.iter().any(|file| is_of(file, name))))
@@ -148,7 +163,7 @@ impl Toolchain {
         if !self.has_target()? {
             bail!("{} does not hold {CRATES:?}; remove it and try again", built.display());
         }
-        crate::progress::say(&format!("neap: {TARGET} is in {}", self.sysroot.display()));
+        crate::progress::say(&format!("neap: {} is in {}", self.target, self.sysroot.display()));
         Ok(())
     }
 
@@ -214,8 +229,8 @@ fn by_rustup(toolchain: &Toolchain) -> Result<()> {
         bail!("there is no rustup");
     }
     let mut command = Command::new("rustup");
-    command.current_dir(paths::root()).args(["target", "add", TARGET]);
-    let step = Step::start(format!("adding {TARGET} (rustup target add)"));
+    command.current_dir(paths::root()).args(["target", "add", toolchain.target]);
+    let step = Step::start(format!("adding {} (rustup target add)", toolchain.target));
     let mut watch = Download { step, last: 0 };
     let done = process::run(&mut command, RUSTUP, &mut watch)?;
     if !done.ok() || !toolchain.has_target()? {
@@ -280,11 +295,12 @@ fn build(toolchain: &Toolchain, built: &Path) -> Result<()> {
     fs::create_dir(work.path().join("src"))?;
     fs::write(work.path().join("Cargo.toml"), MANIFEST)?;
     fs::write(work.path().join("src/lib.rs"), "#![no_std]\n")?;
-    let mut step = Step::start(format!("building core and alloc for {TARGET} from source, about a minute"));
+    let target = toolchain.target;
+    let mut step = Step::start(format!("building core and alloc for {target} from source, about a minute"));
     let mut command = crate::firmware::cargo();
     command
         .current_dir(work.path())
-        .args(["build", "--release", "--target", TARGET, "-Zbuild-std=core,alloc,compiler_builtins"])
+        .args(["build", "--release", "--target", target, "-Zbuild-std=core,alloc,compiler_builtins"])
         // The compiler is a stable one; building its own library is what this variable is for.
         .env("RUSTC_BOOTSTRAP", "1")
         // Where cargo looks for the library, so that the toolchain itself is not written to for a build.
@@ -298,7 +314,7 @@ fn build(toolchain: &Toolchain, built: &Path) -> Result<()> {
     if !done.ok() {
         bail!("core and alloc do not build: {}\n{}", done.verdict(), done.tail(20));
     }
-    keep(&work.path().join("target").join(TARGET).join("release/deps"), built)?;
+    keep(&work.path().join("target").join(target).join("release/deps"), built)?;
     step.done();
     Ok(())
 }
@@ -366,7 +382,7 @@ mod tests {
         "rustc 1.95.0 (59807616e 2026-04-14)\nbinary: rustc\nrelease: 1.95.0\nLLVM version: 22.1.2";
 
     fn toolchain(sysroot: &Path) -> Toolchain {
-        Toolchain { sysroot: sysroot.to_path_buf(), version: "1.95.0".into(), key: 1 }
+        Toolchain { target: TARGET, sysroot: sysroot.to_path_buf(), version: "1.95.0".into(), key: 1 }
     }
 
     fn put(lib: &Path, names: &[&str]) {
@@ -409,6 +425,16 @@ mod tests {
         assert!(!toolchain.has_target().unwrap());
         put(&toolchain.lib(), &ONE);
         assert!(toolchain.has_target().unwrap());
+    }
+
+    #[test]
+    fn targets_lie_apart_in_toolchain_and_cache() {
+        let sysroot = tempfile::tempdir().unwrap();
+        let card = toolchain(sysroot.path());
+        let loader = Toolchain { target: LOADER_TARGET, ..toolchain(sysroot.path()) };
+        put(&card.lib(), &ONE);
+        assert!(card.has_target().unwrap() && !loader.has_target().unwrap());
+        assert_ne!(card.cache(), loader.cache());
     }
 
     #[test]

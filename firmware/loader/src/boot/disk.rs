@@ -1,0 +1,153 @@
+//! The disk that the loader came from: its partitions, by their names.
+
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use neap_loader::image::IMAGE_BYTES_MAX;
+use neap_loader::slots::{COPIES, COPY_BYTES, Copies, Slot, State};
+use uefi::boot::{self, OpenProtocolAttributes, OpenProtocolParams, ScopedProtocol};
+use uefi::proto::ProtocolPointer;
+use uefi::proto::device_path::{DevicePath, DevicePathNode};
+use uefi::proto::loaded_image::LoadedImage;
+use uefi::proto::media::block::BlockIO;
+use uefi::proto::media::disk::DiskIo;
+use uefi::proto::media::partition::PartitionInfo;
+use uefi::{CString16, Handle, Status, cstr16};
+
+use super::trouble::Trouble;
+
+/// Where the trusted keys lie on the partition of the loader.
+const KEYS: &uefi::CStr16 = cstr16!("\\EFI\\NEAP\\KEYS");
+/// Copies of the state lie this far apart, in bytes: on blocks of their own, whatever a disk's blocks are.
+const COPY_APART_BYTES: u64 = 4096;
+
+/// The partitions that a card boots from.
+pub struct Disk {
+    state: Partition,
+    slots: [Partition; 2],
+}
+
+/// A partition.
+struct Partition {
+    handle: Handle,
+    /// Its own number, which no other has.
+    id: [u8; 16],
+    bytes: u64,
+}
+
+/// Opens a protocol beside the drivers that use it: the disk stays theirs.
+pub fn open<P: ProtocolPointer + ?Sized>(handle: Handle) -> Result<ScopedProtocol<P>, Status> {
+    let params = OpenProtocolParams { handle, agent: boot::image_handle(), controller: None };
+    // SAFETY: nobody takes a driver from its device while the loader runs, so the protocol outlives its use here.
+    unsafe { boot::open_protocol::<P>(params, OpenProtocolAttributes::GetProtocol) }
+        .map_err(|error| error.status())
+}
+
+impl Disk {
+    /// Finds the partitions beside the one that the loader came from.
+    pub fn find() -> Result<Self, Trouble> {
+        let own = own_partition()?;
+        let own = open::<DevicePath>(own)
+            .map_err(|status| Trouble::Disk { what: "the loader's own disk", status })?;
+        let own = disk_of(&own);
+        let all = boot::find_handles::<PartitionInfo>().unwrap_or_default();
+        let mut found: Vec<(String, Partition)> = Vec::new();
+        for handle in all {
+            let Ok(path) = open::<DevicePath>(handle) else { continue };
+            if disk_of(&path) != own {
+                continue;
+            }
+            if let Some(partition) = partition(handle) {
+                found.push(partition);
+            }
+        }
+        let mut take = |name: &'static str| {
+            let at = found.iter().position(|(other, _)| other == name);
+            at.map(|at| found.swap_remove(at).1).ok_or(Trouble::NoPartition { name })
+        };
+        Ok(Self { state: take("neap-state")?, slots: [take("neap-a")?, take("neap-b")?] })
+    }
+
+    /// What tells this disk from all others: the state partition's own number.
+    pub fn id(&self) -> [u8; 16] {
+        self.state.id
+    }
+
+    /// Both copies of the state.
+    pub fn copies(&self) -> Result<Copies, Trouble> {
+        let mut copies = [[0; COPY_BYTES]; COPIES];
+        for (offset, copy) in (0..).step_by(COPY_APART_BYTES as usize).zip(&mut copies) {
+            self.state.read(offset, copy).map_err(|status| Trouble::Disk { what: "neap-state", status })?;
+        }
+        let [first, second] = &copies;
+        Ok(Copies::read([first, second]))
+    }
+
+    /// Writes a state over the copy that does not count, to the disk itself and not to a cache.
+    pub fn write(&self, copies: &mut Copies, state: State) -> Result<(), Trouble> {
+        let (at, copy) = copies.write(state);
+        self.state
+            .write(at as u64 * COPY_APART_BYTES, &copy)
+            .map_err(|status| Trouble::Disk { what: "neap-state", status })
+    }
+
+    /// All that a slot holds.
+    pub fn slot(&self, slot: Slot) -> Result<Vec<u8>, Status> {
+        let partition = &self.slots[slot as usize];
+        let mut bytes = vec![0; partition.bytes.min(IMAGE_BYTES_MAX as u64) as usize];
+        partition.read(0, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+impl Partition {
+    fn media(&self) -> Result<u32, Status> {
+        Ok(open::<BlockIO>(self.handle)?.media().media_id())
+    }
+
+    fn read(&self, offset: u64, to: &mut [u8]) -> Result<(), Status> {
+        let media = self.media()?;
+        open::<DiskIo>(self.handle)?.read_disk(media, offset, to).map_err(|error| error.status())
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Status> {
+        let media = self.media()?;
+        open::<DiskIo>(self.handle)?.write_disk(media, offset, bytes).map_err(|error| error.status())?;
+        open::<BlockIO>(self.handle)?.flush_blocks().map_err(|error| error.status())
+    }
+}
+
+/// A partition and its name, if it is one of a GPT.
+fn partition(handle: Handle) -> Option<(String, Partition)> {
+    let info = open::<PartitionInfo>(handle).ok()?;
+    // A copy, because the entry is packed.
+    let entry = *info.gpt_partition_entry()?;
+    let name = entry.partition_name;
+    let units = name.iter().map(|unit| u16::from(*unit)).take_while(|unit| *unit != 0);
+    let name = char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
+    let block_bytes = u64::from(open::<BlockIO>(handle).ok()?.media().block_size());
+    let bytes = entry.num_blocks()?.checked_mul(block_bytes)?;
+    Some((name, Partition { handle, id: entry.unique_partition_guid.to_bytes(), bytes }))
+}
+
+/// A path without its last node: of a partition, the disk.
+fn disk_of(path: &DevicePath) -> Vec<&DevicePathNode> {
+    let mut nodes: Vec<_> = path.node_iter().collect();
+    nodes.pop();
+    nodes
+}
+
+fn own_partition() -> Result<Handle, Trouble> {
+    let trouble = |status| Trouble::Disk { what: "the loader's own image", status };
+    let image = open::<LoadedImage>(boot::image_handle()).map_err(trouble)?;
+    image.device().ok_or(trouble(Status::NOT_FOUND))
+}
+
+/// The file of trusted keys.
+pub fn keys() -> Result<String, Trouble> {
+    let system = boot::get_image_file_system(boot::image_handle())
+        .map_err(|error| Trouble::Disk { what: "the loader's own file system", status: error.status() })?;
+    let path: CString16 = KEYS.into();
+    uefi::fs::FileSystem::new(system).read_to_string(path.as_ref()).map_err(|_| Trouble::NoKeys)
+}

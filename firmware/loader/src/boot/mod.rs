@@ -1,0 +1,261 @@
+//! From UEFI to the runtime.
+//!
+//! 1. What an image is, which slot is booted and what the runtime is handed are the library's; here is what UEFI knows.
+//! 2. That a slot is tried is on the disk before anything of it is entered.
+//! 3. What can't be booted says why, and a trial that fails here ends in a reset, which boots the other slot.
+
+mod confirm;
+mod disk;
+mod trouble;
+mod watchdog;
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::time::Duration;
+
+use neap_hal::board::pci::ecam::Ecam;
+use neap_hal::board::pci::silence;
+use neap_hal::board::qemu_virt::{Board, find_tree};
+use neap_hal::cpu::loader;
+use neap_hal::cpu::mmu::PAGE;
+use neap_loader::handover::{self, Words};
+use neap_loader::image::{PartKind, Refusal, Verified};
+use neap_loader::keys::trusted;
+use neap_loader::slots::{Choice, Slot, State};
+use uefi::boot::{self, AllocateType, MemoryType};
+use uefi::mem::memory_map::MemoryMap;
+use uefi::runtime::{self, ResetType};
+use uefi::table::cfg::ConfigTableEntry;
+use uefi::{Guid, Status, guid, println};
+
+use disk::Disk;
+use trouble::Trouble;
+use watchdog::Watchdog;
+
+/// The board that this loader is for, as manifests name it.
+const BOARD: &str = "qemu_virt";
+/// The device tree in UEFI's configuration table (Embedded Base Boot Requirements).
+const TREE: Guid = guid!("b1b621d5-f19c-41a5-830b-d9152c69aae0");
+/// How long a trouble stays readable before the firmware goes on, in seconds.
+const READ_S: u64 = 3;
+
+macro_rules! say {
+    ($($words:tt)*) => { println!("neap loader: {}", format_args!($($words)*)) };
+}
+
+/// The loader, from UEFI's call on. It returns if it boots nothing.
+pub fn run() -> Status {
+    if let Err(error) = uefi::helpers::init() {
+        return error.status();
+    }
+    match load() {
+        Ok(never) => match never {},
+        Err(trouble) => {
+            say!("{trouble}");
+            boot::stall(Duration::from_secs(READ_S));
+            Status::LOAD_ERROR
+        }
+    }
+}
+
+/// What is never there.
+enum Never {}
+
+/// What is booted.
+struct Chosen {
+    slot: Slot,
+    on_trial: bool,
+    refused: Option<String>,
+    image: Vec<u8>,
+}
+
+fn load() -> Result<Never, Trouble> {
+    let tree = tree()?;
+    let board = Board::from_tree(tree)?;
+    claim_windows(&board)?;
+    let disk = Disk::find()?;
+    let (chosen, ticket) = choose(&disk)?;
+    let trouble = match enter(&board, tree, &chosen, &ticket) {
+        Ok(never) => match never {},
+        Err(trouble) => trouble,
+    };
+    if chosen.on_trial {
+        // It has had its one chance.
+        say!("slot {}: {trouble}", chosen.slot);
+        boot::stall(Duration::from_secs(READ_S));
+        runtime::reset(ResetType::COLD, Status::LOAD_ERROR, None);
+    }
+    Err(trouble)
+}
+
+/// Chooses a slot, and writes to the disk that it is tried. Returns what confirms it too.
+fn choose(disk: &Disk) -> Result<(Chosen, confirm::Ticket), Trouble> {
+    let text = disk::keys()?;
+    let mut keys = Vec::new();
+    for key in trusted(&text) {
+        match key {
+            Ok(key) => keys.push(key),
+            Err(line) => say!("line {line} of \\EFI\\NEAP\\KEYS is no key"),
+        }
+    }
+    let mut copies = disk.copies()?;
+    let mut read: [Option<Vec<u8>>; 2] = [None, None];
+    let mut check = |slot: Slot, least: u32| -> Result<u32, Refusal> {
+        let bytes = disk.slot(slot).map_err(|status| Refusal::Unreadable { why: status.to_string() })?;
+        let good = Verified::check(&bytes, &keys)?.for_board(BOARD, least)?;
+        let version = good.manifest.security_version;
+        read[slot as usize] = Some(bytes);
+        Ok(version)
+    };
+    let State { trial, is_tried, security_version: least, .. } = copies.state;
+    if let Some(slot) = trial.filter(|_| is_tried)
+        && confirm::holds(&confirm::ticket(disk.id(), copies.number()))
+        && let Ok(version) = check(slot, least)
+    {
+        let state = copies.state.confirmed(version);
+        disk.write(&mut copies, state)?;
+        say!("slot {slot} has confirmed itself, and stays");
+    }
+    confirm::forget();
+    let choice = copies.state.choose(|slot, least| check(slot, least).map(drop));
+    let Choice { slot, on_trial, write, refused } = choice?;
+    let refused = refused.map(|(slot, why)| format!("{slot}: {why}"));
+    let trial = if on_trial { ", on trial" } else { "" };
+    match &refused {
+        Some(refused) => say!("slot {}; booting slot {slot}{trial}", refused.replacen(": ", " refused: ", 1)),
+        None => say!("booting slot {slot}{trial}"),
+    }
+    if let Some(state) = write {
+        disk.write(&mut copies, state)?;
+    }
+    let image = read[slot as usize].take().unwrap_or_default();
+    Ok((Chosen { slot, on_trial, refused, image }, confirm::ticket(disk.id(), copies.number())))
+}
+
+/// Lays the image and its tree out, leaves the firmware, and enters it.
+fn enter(board: &Board, tree: &[u8], chosen: &Chosen, ticket: &confirm::Ticket) -> Result<Never, Trouble> {
+    // It was checked when it was chosen; this finds its parts again.
+    let (manifest, _) =
+        neap_loader::image::Manifest::alleged(&chosen.image).map_err(|_| handover::Unfit::Header)?;
+    let runtime = manifest.parts.iter().find(|part| part.kind == PartKind::Runtime);
+    let runtime =
+        runtime.and_then(|part| chosen.image.get(part.offset as usize..)?.get(..part.bytes as usize));
+    let runtime = runtime.ok_or(handover::Unfit::Header)?;
+    let image = handover::place(runtime, &board.memory)?;
+    claim(&image, "the runtime's place")?;
+    // SAFETY: claimed, and so nobody else's.
+    unsafe { put(runtime, image.start) };
+
+    let mut dog = if chosen.on_trial { Watchdog::find() } else { None };
+    let confirm = if chosen.on_trial {
+        if dog.is_none() {
+            say!("no i6300esb watchdog: an image that hangs stays until somebody resets the machine");
+        }
+        let gibs = memory_of(|_| true)?;
+        let memory = |gib| gibs.iter().any(|range| range.start >> 30 <= gib && gib <= (range.end - 1) >> 30);
+        let end = dog.as_ref().map(|dog| dog.end(board.ecam.start));
+        Some(confirm::leave(ticket, end, memory)?)
+    } else {
+        None
+    };
+
+    let kept = memory_of(|kind| !is_left(kind))?;
+    let pieces = handover::pieces(&board.memory, &board.windows, &image, &kept)?;
+    let slot = format!("{}{}", chosen.slot, if chosen.on_trial { ", on trial" } else { "" });
+    let words = Words { args: &manifest.args, slot: &slot, refused: chosen.refused.as_deref(), confirm };
+    let tree = handover::tree(tree, &words, &pieces)?;
+    // The runtime has to take it; if not, its words are better read here.
+    Board::from_tree(&tree)?;
+    let place = boot::allocate_pages(
+        AllocateType::MaxAddress(image.start - 1),
+        MemoryType::LOADER_DATA,
+        tree.len().div_ceil(PAGE as usize),
+    );
+    let place = place.map_err(|error| Trouble::Memory { what: "the device tree", status: error.status() })?;
+    let place = place.as_ptr().expose_provenance() as u64;
+    // SAFETY: just allocated.
+    unsafe { put(&tree, place) };
+
+    let routine = confirm.map(|routine| routine..routine + PAGE);
+    let written: Vec<_> =
+        [image.clone(), place..place + tree.len() as u64].into_iter().chain(routine).collect();
+    if let Some(dog) = &mut dog
+        && let Err(error) = dog.arm()
+    {
+        say!("the watchdog can't be armed: {}", error.status());
+    }
+    drop(dog);
+    // SAFETY: no protocol is open, and what follows uses none and allocates nothing.
+    let _ = unsafe { boot::exit_boot_services(None) };
+    // SAFETY: the tree's own configuration space, which the firmware has mapped and does not use any more.
+    if let Some(mut bus) = unsafe { Ecam::new(&board.ecam) } {
+        silence(&mut bus);
+    }
+    // SAFETY: a signed image's runtime, at the place that it says; the firmware is left.
+    unsafe { loader::enter(place, image.start, &written) }
+}
+
+/// The firmware's device tree.
+fn tree() -> Result<&'static [u8], Trouble> {
+    let find = |table: &[ConfigTableEntry]| {
+        table.iter().find(|entry| entry.guid == TREE).map(|entry| entry.address.expose_provenance() as u64)
+    };
+    let address = uefi::system::with_config_table(find).ok_or(Trouble::NoTree)?;
+    // SAFETY: the firmware says that a tree is there, and keeps it.
+    Ok(unsafe { find_tree(address) }?)
+}
+
+/// Takes what is free of the windows, so that nothing of the loader's comes to lie where the host reads and writes.
+fn claim_windows(board: &Board) -> Result<(), Trouble> {
+    let free = memory_of(|kind| kind == MemoryType::CONVENTIONAL)?;
+    for (window, free) in board.windows.iter().flat_map(|window| free.iter().map(move |free| (window, free)))
+    {
+        let part = window.start.max(free.start)..window.end.min(free.end);
+        if part.start < part.end {
+            claim(&part, "a window")?;
+        }
+    }
+    Ok(())
+}
+
+fn claim(part: &Range<u64>, what: &'static str) -> Result<(), Trouble> {
+    let start = part.start & !(PAGE - 1);
+    let pages = (part.end - start).div_ceil(PAGE) as usize;
+    boot::allocate_pages(AllocateType::Address(start), MemoryType::LOADER_DATA, pages)
+        .map(drop)
+        .map_err(|error| Trouble::Memory { what, status: error.status() })
+}
+
+/// The memory of the kinds that are wanted.
+fn memory_of(wanted: impl Fn(MemoryType) -> bool) -> Result<Vec<Range<u64>>, Trouble> {
+    let map = boot::memory_map(MemoryType::LOADER_DATA)
+        .map_err(|error| Trouble::Memory { what: "its own list of memory", status: error.status() })?;
+    let is_memory = |kind| ![MemoryType::MMIO, MemoryType::MMIO_PORT_SPACE].contains(&kind);
+    let entries =
+        map.entries().filter(|entry| is_memory(entry.ty) && wanted(entry.ty) && entry.page_count > 0);
+    Ok(entries.map(|entry| entry.phys_start..entry.phys_start + entry.page_count * PAGE).collect())
+}
+
+/// Whether the firmware leaves memory of that kind when it is left itself.
+fn is_left(kind: MemoryType) -> bool {
+    [
+        MemoryType::CONVENTIONAL,
+        MemoryType::LOADER_CODE,
+        MemoryType::LOADER_DATA,
+        MemoryType::BOOT_SERVICES_CODE,
+        MemoryType::BOOT_SERVICES_DATA,
+    ]
+    .contains(&kind)
+}
+
+/// Copies bytes to where they have to lie.
+///
+/// # Safety
+/// As many bytes must be there, and nobody else's.
+unsafe fn put(bytes: &[u8], to: u64) {
+    let to = core::ptr::with_exposed_provenance_mut::<u8>(to as usize);
+    // SAFETY: the caller's promise; what was just allocated is nowhere that `bytes` is.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+}
