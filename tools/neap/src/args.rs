@@ -122,6 +122,12 @@ pub enum Command {
     /// Build, inspect and verify what a card boots
     #[command(subcommand)]
     Image(ImageCommand),
+    /// Write an image into the slot of a card's disk that is not booted, to be tried at the next boot
+    ///
+    /// The image has to be one that the disk's loader would boot. What is written is read back; until all of
+    /// it is there the disk boots what it booted before. An image that is not confirmed is booted once.
+    #[command(verbatim_doc_comment)]
+    Flash(FlashOptions),
     /// Record what an agent is told and decides, and replay it: in the simulator, on the host, on QEMU
     ///
     /// A trace is replayed message by message, by the messages' own clock, so that each policy decides the
@@ -226,6 +232,44 @@ pub enum ImageCommand {
         #[arg(long, value_name = "FILE")]
         key: PathBuf,
     },
+    /// Make a card's disk: the loader, the keys that it trusts, and two slots
+    Disk(DiskOptions),
+}
+
+/// What disk to make.
+#[derive(Clone, Debug, Args)]
+pub struct DiskOptions {
+    /// Where: a new file, or with --force a disk of which everything is lost
+    #[arg(long, short, value_name = "FILE|DEVICE")]
+    pub out: PathBuf,
+    /// A key that its images may be signed with, either half's file; may be repeated
+    #[arg(long, value_name = "FILE", required = true)]
+    pub key: Vec<PathBuf>,
+    /// The image for its first slot
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Write over what is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What to flash.
+#[derive(Clone, Debug, Args)]
+pub struct FlashOptions {
+    /// The image, from `neap image build`
+    pub image: PathBuf,
+    /// The card's disk
+    #[arg(long, value_name = "FILE|DEVICE")]
+    pub to: PathBuf,
+    /// The board that it is in
+    #[arg(long, default_value = "qemu_virt", value_name = "NAME")]
+    pub board: String,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also write to a disk that is mounted here
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// What to build.

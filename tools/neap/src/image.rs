@@ -14,7 +14,7 @@ use serde_json::json;
 use xtask::card_image::Recipe;
 
 use crate::args::{BuildOptions, ImageCommand, KeyCommand};
-use crate::print;
+use crate::{flash, print};
 
 /// How the file of a secret key begins.
 const SECRET: &str = "neap-secret-key ";
@@ -67,7 +67,7 @@ fn signing(file: &Path) -> Result<SigningKey> {
 }
 
 /// A public key, from its own file or its secret's.
-fn verifying(file: &Path) -> Result<VerifyingKey> {
+pub fn verifying(file: &Path) -> Result<VerifyingKey> {
     if let Ok(bytes) = key_bytes(file, SECRET) {
         return Ok(SigningKey::from_bytes(&bytes).verifying_key());
     }
@@ -88,6 +88,7 @@ pub fn image(command: &ImageCommand) -> Result<()> {
         ImageCommand::Build(options) => build(options),
         ImageCommand::Inspect { image, json } => inspect(image, *json),
         ImageCommand::Verify { image, key } => verify(image, key),
+        ImageCommand::Disk(options) => flash::disk(options),
     }
 }
 

@@ -13,6 +13,7 @@ mod children;
 #[cfg_attr(not(feature = "linux"), allow(dead_code))]
 mod driver;
 mod enclaves;
+mod flash;
 mod guest;
 mod image;
 mod inspect;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Sim(options) => sim::run(&options),
         Command::Key(command) => image::key(&command).map(|()| 0),
         Command::Image(command) => image::image(&command).map(|()| 0),
+        Command::Flash(options) => flash::flash(&options).map(|()| 0),
         Command::Trace(command) => trace::trace(&command),
         Command::Bench(BenchCommand::Link(options)) => bench::link(&options).map(|()| 0),
         Command::Check(CheckCommand::Types { device }) => check::types(device.as_deref()).map(|()| 0),

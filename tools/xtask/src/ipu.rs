@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
 use neap_vipu::{Domain, Server, Window};
@@ -55,6 +55,26 @@ impl Ipu {
         bootargs: &[String],
         plugin: impl FnOnce(&Path) -> String,
     ) -> Result<Self> {
+        Self::boot_by(cores, enclaves, |mut machine, directory| {
+            machine.bootargs = bootargs.to_vec();
+            let mut command = machine.command(qemu, elf)?;
+            let plugin = plugin(directory);
+            if !plugin.is_empty() {
+                command.args(["-plugin", &plugin]);
+            }
+            Ok(command)
+        })
+    }
+
+    /// As [`Ipu::boot`], by a command of one's own: `command` is given the machine and its directory.
+    ///
+    /// # Errors
+    /// What does not start.
+    pub fn boot_by(
+        cores: u32,
+        enclaves: usize,
+        command: impl FnOnce(Machine, &Path) -> Result<Command>,
+    ) -> Result<Self> {
         let directory =
             tempfile::Builder::new().prefix(&format!("neap-{}-", std::process::id())).tempdir()?;
         let name = directory.path().file_name().context("a temporary directory has a name")?;
@@ -72,13 +92,8 @@ impl Ipu {
         machine.windows = windows.iter().map(|window| (window.path().to_owned(), window.bytes())).collect();
         machine.doorbells =
             (0..enclaves).map(|enclave| (socket_in(directory.path(), enclave), VECTORS)).collect();
-        machine.bootargs = bootargs.to_vec();
         let console = File::create(directory.path().join("console"))?;
-        let mut command = machine.command(qemu, elf)?;
-        let plugin = plugin(directory.path());
-        if !plugin.is_empty() {
-            command.args(["-plugin", &plugin]);
-        }
+        let mut command = command(machine, directory.path())?;
         command.stdin(Stdio::null()).stderr(console.try_clone()?).stdout(console);
         let qemu = Qemu(process::start(&mut command)?);
         Ok(Self { qemu, _server: server, windows, directory })

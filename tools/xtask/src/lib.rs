@@ -7,6 +7,7 @@
 pub mod agent_image;
 pub mod bench;
 pub mod budget;
+pub mod card_disk;
 pub mod card_image;
 pub mod firmware;
 pub mod homes;

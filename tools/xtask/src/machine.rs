@@ -31,6 +31,17 @@ pub struct Machine {
     pub counted: bool,
 }
 
+/// UEFI, and the disk that it boots.
+#[derive(Clone, Copy, Debug)]
+pub struct Uefi<'a> {
+    /// Its code.
+    pub code: &'a Path,
+    /// A copy of its variables that it may write to.
+    pub variables: &'a Path,
+    /// The disk.
+    pub disk: &'a Path,
+}
+
 impl Machine {
     /// Cores and a window, and nothing else.
     pub fn new(cores: u32, window: &Path, window_bytes: u64) -> Self {
@@ -47,6 +58,33 @@ impl Machine {
 
     /// The command that boots `elf`, its console on stdout. Fails where QEMU would not take the machine.
     pub fn command(&self, qemu: &Path, elf: &Path) -> Result<Command> {
+        let mut command = self.bare(qemu, "")?;
+        command.arg("-no-reboot");
+        if !self.bootargs.is_empty() {
+            command.args(["-append", &self.bootargs.join(" ")]);
+        }
+        command.arg("-kernel").arg(elf);
+        Ok(command)
+    }
+
+    /// The command that has UEFI boot a disk, its console on stdout: with a watchdog that resets the machine. What words the
+    /// firmware gets stands in the image. Fails as [`Machine::command`].
+    pub fn command_of_disk(&self, qemu: &Path, uefi: &Uefi<'_>) -> Result<Command> {
+        let Uefi { code, variables, disk } = uefi;
+        // Without ACPI it hands a device tree on.
+        let mut command = self.bare(qemu, ",acpi=off")?;
+        let flash = |unit: u32, file: &Path, how: &str| {
+            format!("if=pflash,unit={unit},format=raw,file={}{how}", escaped(file))
+        };
+        command.args(["-drive", &flash(0, code, ",readonly=on"), "-drive", &flash(1, variables, "")]);
+        command.args(["-drive", &format!("if=none,id=disk,format=raw,file={}", escaped(disk))]);
+        command.args(["-device", "virtio-blk-pci,drive=disk,bootindex=0"]);
+        command.args(["-device", "i6300esb", "-action", "watchdog=reset"]);
+        Ok(command)
+    }
+
+    /// All but what is booted, on a machine with `options`.
+    fn bare(&self, qemu: &Path, options: &str) -> Result<Command> {
         match self.gic {
             2 if self.cores > GIC2_CORES_MAX => {
                 bail!(
@@ -62,7 +100,7 @@ impl Machine {
         }
         let windows_bytes: u64 = self.windows.iter().map(|(_, bytes)| bytes).sum();
         let mut command = Command::new(qemu);
-        let mut machine = format!("virt,gic-version={}", self.gic);
+        let mut machine = format!("virt,gic-version={}{options}", self.gic);
         if self.virtualization {
             machine += ",virtualization=on";
         }
@@ -74,7 +112,7 @@ impl Machine {
         if self.counted {
             command.args(["-icount", "shift=0,align=off,sleep=off"]);
         }
-        command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+        command.args(["-nodefaults", "-display", "none"]);
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
         command.args(["-semihosting-config", "enable=on,target=native"]);
         command.args(["-m", &format!("{}M", (RAM_BYTES + windows_bytes) >> 20)]);
@@ -97,10 +135,6 @@ impl Machine {
                 ),
             ]);
         }
-        if !self.bootargs.is_empty() {
-            command.args(["-append", &self.bootargs.join(" ")]);
-        }
-        command.arg("-kernel").arg(elf);
         Ok(command)
     }
 }
@@ -141,6 +175,19 @@ mod tests {
         let wrong = Machine { gic: 2, ..Machine::new(16, Path::new("/w"), WINDOW_BYTES) };
         let error = wrong.command(Path::new("qemu"), Path::new("/elf")).unwrap_err();
         assert!(error.to_string().contains("use GICv3"), "{error}");
+    }
+
+    #[test]
+    fn uefi_has_its_variables_a_disk_and_a_watchdog_and_boots_again() {
+        let machine = Machine::new(2, Path::new("/w"), WINDOW_BYTES);
+        let uefi = Uefi { code: Path::new("/c"), variables: Path::new("/v"), disk: Path::new("/d,1") };
+        let command = machine.command_of_disk(Path::new("qemu"), &uefi).unwrap();
+        let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+        let line = words.join(" ");
+        assert!(line.contains("unit=0,format=raw,file=/c,readonly=on"), "{line}");
+        assert!(line.contains("unit=1,format=raw,file=/v -drive"), "{line}");
+        assert!(line.contains("file=/d,,1") && line.contains("i6300esb"), "{line}");
+        assert!(!line.contains("-no-reboot") && !line.contains("-kernel"), "{line}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! 3. The last line is `N passed, N failed, N skipped`, and counts tests.
 
 mod attacks;
+mod cards;
 mod cases;
 mod docs;
 mod homes;
@@ -112,7 +113,7 @@ const STAGES: [Stage; 20] = [
     Stage { name: "nostd", about: "no std in what the card runs", run: stages::nostd },
     Stage {
         name: "image",
-        about: "the firmware's size, and no panic in the decision path",
+        about: "the firmware's size, no panic in the decision path, and what a card boots of it",
         run: stages::image,
     },
     Stage { name: "qemu", about: "the numbered boots of qemu-tests", run: qemu::run },

@@ -61,21 +61,26 @@ pub(super) fn run() -> Result<Verdict> {
 }
 
 /// A running IPU of one enclave, and the sessions that it has had.
-struct Ipu {
+pub(super) struct Ipu {
     ipu: ipu::Ipu,
     session: u32,
 }
 
 impl Ipu {
     fn boot(qemu: &Path, elf: &Path, cores: u32) -> Result<Self> {
-        Ok(Self { ipu: ipu::Ipu::boot(qemu, elf, cores, 1)?, session: 0 })
+        Ok(Self::of(ipu::Ipu::boot(qemu, elf, cores, 1)?))
+    }
+
+    /// One that has had no session yet.
+    pub(super) fn of(ipu: ipu::Ipu) -> Self {
+        Self { ipu, session: 0 }
     }
 
     fn socket(&self) -> PathBuf {
         self.ipu.socket(0)
     }
 
-    fn console(&mut self) -> String {
+    pub(super) fn console(&mut self) -> String {
         self.ipu.console()
     }
 
@@ -122,7 +127,8 @@ impl Work for Tasks {
 /// Tasks of one host's work.
 const REQUESTS: u64 = 1000;
 
-fn works(ipu: &mut Ipu) -> Result<()> {
+/// A host's tasks each run once, in order.
+pub(super) fn works(ipu: &mut Ipu) -> Result<()> {
     let config = Config { attachment: ipu.attachment(), vectors: VECTORS, drain: PATIENCE };
     let report = worker::host(&ipu.socket(), &config, &Tasks, |host| {
         for request in 0..REQUESTS {

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::{Counts, Verdict};
+use super::{Counts, Verdict, cards};
 use crate::budget::Budget;
 use crate::firmware::{self, Kind, TARGET, cargo};
 use crate::process::{self, End, Finished, Limits, Stream, Watch};
@@ -233,6 +233,12 @@ pub(super) fn image() -> Result<Verdict> {
         let report = panicfree::check(&bytes, &panicfree::ROOTS)?;
         verdict.remarks.push(format!("the decision path of {name} is {} functions", report.functions));
         judged(&mut verdict, &report);
+    }
+    let images = cards::Images::build()?;
+    verdict.pass();
+    cards::in_memory(&mut verdict, &images)?;
+    if !verdict.failing() {
+        cards::boots(&mut verdict, &images)?;
     }
     Ok(verdict)
 }
