@@ -225,7 +225,7 @@ pub struct Nothing {
 impl fmt::Display for Nothing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b] = &self.refused;
-        write!(f, "no slot can be booted; flash one with `neap flash`. A: {a}. B: {b}")
+        write!(f, "no slot can be booted; write an image to one with `neap flash`. A: {a}. B: {b}")
     }
 }
 
@@ -262,8 +262,13 @@ impl State {
         for slot in [first, first.other()] {
             match check(slot, state.security_version) {
                 Ok(()) => {
+                    // What is booted where nothing is confirmed can become what is.
+                    let on_trial = state.good.is_none();
+                    if on_trial {
+                        (state.trial, state.is_tried) = (Some(slot), true);
+                    }
                     let write = (state != self).then_some(state);
-                    return Ok(Choice { slot, on_trial: false, write, refused });
+                    return Ok(Choice { slot, on_trial, write, refused });
                 }
                 Err(refusal) => {
                     refused.get_or_insert((slot, Rejected::Image(refusal.clone())));
@@ -275,10 +280,10 @@ impl State {
         Err(Nothing { refused: [a, b] })
     }
 
-    /// The slot that a flash writes: not the one that is booted.
+    /// The slot that a flash writes: not the one that is booted, nor, where none is confirmed yet, the one that was tried.
     #[must_use]
     pub fn inactive(self) -> Slot {
-        self.good.map_or(Slot::A, Slot::other)
+        self.good.or(self.trial.filter(|_| self.is_tried)).map_or(Slot::A, Slot::other)
     }
 
     /// The state once the inactive slot holds a new image.
@@ -445,6 +450,25 @@ mod tests {
         let choice = boot(&mut disk);
         assert_eq!((choice.slot, choice.on_trial), (Slot::A, false));
         assert!(matches!(choice.refused, Some((Slot::B, Rejected::Image(Refusal::Signature)))));
+    }
+
+    #[test]
+    fn what_boots_where_nothing_is_confirmed_is_on_trial_and_no_flash_writes_over_it() {
+        let mut disk = Disk { slots: [[0; 2]; 2], copies: [[0; COPY_BYTES]; COPIES] };
+        for write in flash(&disk, 1) {
+            disk.write(write, COPY_BYTES);
+        }
+        assert!(boot(&mut disk).on_trial);
+        // The second image is bad, and comes before the first was confirmed.
+        for write in flash(&disk, 2) {
+            disk.write(write, COPY_BYTES);
+        }
+        assert_eq!(disk.slots[0], [1; 2]);
+        disk.slots[1][1] = 9;
+        let again = boot(&mut disk);
+        assert_eq!((again.slot, again.on_trial), (Slot::A, true));
+        confirm(&mut disk);
+        assert_eq!(disk.state().state.good, Some(Slot::A));
     }
 
     #[test]

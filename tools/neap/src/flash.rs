@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use neap_loader::image::{Manifest, Verified};
 use neap_loader::slots::{Failed, Slot, State};
 use xtask::card_disk::{DISK_BYTES_MIN, Disk, SLOT_BYTES, checked};
-use xtask::{firmware, setup};
+use xtask::firmware;
 
 use crate::args::{DiskOptions, FlashOptions};
 use crate::image::verifying;
@@ -27,7 +27,6 @@ pub fn disk(options: &DiskOptions) -> Result<()> {
         Ok(bytes)
     });
     let image = image.transpose()?;
-    setup::target()?;
     let loader = firmware::loader()?;
     let loader = read(&loader)?;
     let medium = claim(out, *force)?;

@@ -46,7 +46,7 @@ impl fmt::Display for Trouble {
         match self {
             Self::Disk { what, status } => write!(f, "{what}: {status}"),
             Self::NoPartition { name } => {
-                write!(f, "the loader's disk has no partition {name}: make one with `neap flash`")
+                write!(f, "the loader's disk has no partition {name}: make one with `neap image disk`")
             }
             Self::NoKeys => f.write_str("\\EFI\\NEAP\\KEYS can't be read, and so no image is trusted"),
             Self::Nothing(nothing) => nothing.fmt(f),

@@ -131,7 +131,7 @@ struct Card {
 impl Card {
     /// One whose first slot holds an image on trial.
     fn new(images: &Images) -> Result<Self> {
-        let (code, variables) = setup::uefi()?;
+        let setup::Uefi { code, vars: variables } = setup::uefi()?;
         let loader = firmware::loader()?;
         let loader = fs::read(&loader).with_context(|| format!("{} can't be read", loader.display()))?;
         let directory = tempfile::Builder::new().prefix("neap-card-").tempdir()?;
@@ -208,6 +208,11 @@ pub(super) fn boots(verdict: &mut Verdict, images: &Images) -> Result<()> {
         sessions::works(&mut sessions::Ipu::of(Ipu::boot(&card.qemu, &raw, 2, 1)?))
     })?;
     tried("booting a disk's first image by UEFI".to_owned(), &|| card.works(&["booting slot A, on trial"]))?;
+    tried("it has confirmed itself by the next boot".to_owned(), &|| {
+        card.works(&["slot A has confirmed itself, and stays", "booting slot A"])?;
+        ensure!(card.disk()?.state()?.state.good == Some(Slot::A), "slot A was not confirmed");
+        Ok(())
+    })?;
     for (what, spoil, reason) in BAD {
         tried(format!("a new image {what} gives way to the one before"), &|| {
             ensure!(card.flash(&spoil(images)?)? == Slot::B, "slot A is not the good one");
@@ -219,7 +224,7 @@ pub(super) fn boots(verdict: &mut Verdict, images: &Images) -> Result<()> {
     tried("a good new image is tried, and stays".to_owned(), &|| {
         card.flash(&images.second)?;
         card.works(&["booting slot B, on trial"])?;
-        card.works(&["booting slot B\n"])?;
+        card.works(&["slot B has confirmed itself, and stays"])?;
         ensure!(card.disk()?.state()?.state.good == Some(Slot::B), "slot B was not confirmed");
         Ok(())
     })
