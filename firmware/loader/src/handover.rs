@@ -183,6 +183,8 @@ fn push(reg: &mut Vec<u32>, cells: u32, value: u64) -> Result<(), Unfit> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::single_range_in_vec_init, reason = "memory in one piece is such a list")]
+
     use neap_hal::board::qemu_virt::Board;
 
     use super::*;
