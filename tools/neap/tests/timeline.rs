@@ -147,7 +147,8 @@ fn a_run_s_timeline_holds_every_decision() {
     let read = read(&file);
     whole(&read, end.json()["decisions"].as_u64().unwrap());
     assert_eq!(read.processes, ["enclave 0 (fifo)", "enclave 1 (shinjuku)"]);
-    let outcomes = end.json()["outcomes"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum();
+    let outcomes =
+        end.json()["outcomes"].as_object().unwrap().values().filter_map(|n| n.as_u64()).sum::<u64>();
     assert_eq!((read.txns, read.messages), (outcomes, end.json()["messages"].as_u64().unwrap()));
 }
 

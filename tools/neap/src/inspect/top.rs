@@ -194,7 +194,12 @@ impl Section {
             let widest = cells.chain(self.head.get(at).copied()).map(|cell| cell.chars().count()).max();
             u16::try_from(widest.unwrap_or(0)).unwrap_or(u16::MAX)
         };
-        let widths = (0..self.head.len()).map(|at| Constraint::Length(width(at)));
+        let last = self.head.len().saturating_sub(1);
+        // What does not fit is cut at the end, where sentences are.
+        let widths = (0..=last).map(|at| match at == last {
+            true => Constraint::Fill(1),
+            false => Constraint::Length(width(at)),
+        });
         let rows = self.rows.iter().map(|(cells, style)| Row::new(cells.clone()).style(*style));
         let head = Row::new(self.head.clone()).style(Style::new().add_modifier(Modifier::BOLD));
         let block = Block::bordered().border_type(BorderType::Rounded).title(self.title);
@@ -424,9 +429,9 @@ mod tests {
         assert!(second.contains("1,200") && second.contains("120"), "{second}");
         assert!(line(&text, "message to commit").contains("30.0 µs  300 µs"), "{text}");
         assert!(line(&text, "task_stale").contains("8"));
-        assert!(line(&text, "running").contains("12,400"));
+        assert!(line(&text, "running  ").contains("12,400"));
         assert!(line(&text, "dead").contains("shinjuku"));
-        let watch = line(&text, "20 ms    1 agent_late");
+        let watch = line(&text, "20 ms     1 agent_late");
         assert!(watch.contains("1.5 s: ipu to on_host, the agent owed"), "{watch}");
         let epitaph = line(&text, "1.500 s");
         assert!(
@@ -452,7 +457,7 @@ mod tests {
     fn rates_are_of_the_last_second_and_begin_anew_with_another_run() {
         let (mut scene, mut rates, begin) = (example(), Rates::default(), Instant::now());
         let at = |ms| begin + Duration::from_millis(ms);
-        let mut decided = |scene: &mut Scene, decisions| {
+        let decided = |scene: &mut Scene, decisions| {
             scene.places[0].host.as_mut().unwrap().decisions = decisions;
         };
         decided(&mut scene, 1000);
@@ -460,7 +465,7 @@ mod tests {
         assert_eq!(rates.of(&scene.places[0], &scene), Some(100.0));
         decided(&mut scene, 1500);
         rates.take(&scene, at(500));
-        assert_eq!(rates.of(&scene.places[0], &scene), Some(100.0));
+        assert_eq!(rates.of(&scene.places[0], &scene), Some(150.0));
         decided(&mut scene, 3000);
         rates.take(&scene, at(1000));
         assert_eq!(rates.of(&scene.places[0], &scene), Some(2000.0));
