@@ -148,7 +148,9 @@ mod tests {
     use super::*;
 
     fn hello(features: u64, counter_hz: u32) -> Hello {
-        Hello { counter_hz, ..Layout::usual(16 << 20, 2).hello(1, features, Link::Coherent).unwrap() }
+        let mut hello = Layout::usual(16 << 20, 2).hello(1, features, Link::Coherent).unwrap();
+        hello.counter_hz = counter_hz;
+        hello
     }
 
     fn counts(account: &Account) -> [u64; 4] {
