@@ -201,7 +201,7 @@ mod tests {
                 prestaged: false,
             })
         };
-        [judged(true), judged(false), judged(true), tick(0)].map(|sight| sights.note(sight));
+        [judged(true), judged(false), judged(true), tick(0)].into_iter().for_each(|sight| sights.note(sight));
         assert_eq!(sights.decisions(), 2);
     }
 }

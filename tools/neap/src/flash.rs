@@ -34,7 +34,8 @@ pub fn disk(options: &DiskOptions) -> Result<()> {
     if let Some(image) = &image {
         disk.flash(image, &mut |_| {}).with_context(|| out.display().to_string())?;
     }
-    let holds = if image.is_some() { "its first image is in slot A, on trial" } else { "its slots are empty" };
+    let holds =
+        if image.is_some() { "its first image is in slot A, on trial" } else { "its slots are empty" };
     print(&format!("{} is a card's disk that trusts {} keys; {holds}", out.display(), keys.len()))
 }
 
@@ -43,7 +44,8 @@ fn claim(out: &Path, force: bool) -> Result<File> {
     let fresh = OpenOptions::new().read(true).write(true).create_new(true).open(out);
     match fresh {
         Ok(file) => {
-            file.set_len(DISK_BYTES_MIN).with_context(|| format!("{} can't be made so long", out.display()))?;
+            file.set_len(DISK_BYTES_MIN)
+                .with_context(|| format!("{} can't be made so long", out.display()))?;
             Ok(file)
         }
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -69,7 +71,10 @@ pub fn flash(options: &FlashOptions) -> Result<()> {
     let image = read(file)?;
     let name = || to.display().to_string();
     let mut disk = Disk::open(open(to, *force)?).with_context(|| {
-        format!("{} is no card's disk; `neap image disk --out` makes one, and all that is there is lost", name())
+        format!(
+            "{} is no card's disk; `neap image disk --out` makes one, and all that is there is lost",
+            name()
+        )
     })?;
     let keys = disk.keys().with_context(name)?;
     let plan = disk.plan().with_context(name)?;
@@ -89,12 +94,17 @@ pub fn flash(options: &FlashOptions) -> Result<()> {
     let bar = bar(plan.slot);
     let slot = disk.flash(&image, &mut |bytes| bar.set_position(bytes)).with_context(name)?;
     bar.finish_and_clear();
-    print(&format!("{before}\nslot {slot} holds {} now, read back: the next boot tries it once", file.display()))
+    print(&format!(
+        "{before}\nslot {slot} holds {} now, read back: the next boot tries it once",
+        file.display()
+    ))
 }
 
 /// The state in a line.
 fn in_words(state: State) -> String {
-    let good = state.good.map_or_else(|| "no slot is confirmed".to_owned(), |slot| format!("slot {slot} is confirmed"));
+    let good = state
+        .good
+        .map_or_else(|| "no slot is confirmed".to_owned(), |slot| format!("slot {slot} is confirmed"));
     let trial = match (state.trial, state.is_tried) {
         (None, _) => String::new(),
         (Some(slot), false) => format!(", slot {slot} is to be tried"),
@@ -211,7 +221,12 @@ mod tests {
 
     #[test]
     fn what_the_state_says_is_in_words() {
-        let state = State { good: Some(Slot::A), failed: Failed::Unconfirmed, security_version: 3, ..State::default() };
+        let state = State {
+            good: Some(Slot::A),
+            failed: Failed::Unconfirmed,
+            security_version: 3,
+            ..State::default()
+        };
         let words = in_words(state);
         assert!(words.contains("slot A is confirmed") && words.contains("was not confirmed"), "{words}");
         assert!(in_words(State::default()).contains("no slot is confirmed"));

@@ -271,7 +271,9 @@ impl<M: Medium> Disk<M> {
         self.write(at, &whole, done)?;
         self.medium.persist()?;
         if let Some(wrong) = self.slot(slot)?.iter().zip(&whole).position(|(is, was)| is != was) {
-            bail!("slot {slot} does not hold what was written to it, from byte {wrong} on: the medium is bad");
+            bail!(
+                "slot {slot} does not hold what was written to it, from byte {wrong} on: the medium is bad"
+            );
         }
         let flashed = copies.state.flashed();
         self.set_state(&mut copies, flashed)?;
@@ -308,7 +310,8 @@ fn esp(loader: &[u8], trusted: &[VerifyingKey]) -> Result<Vec<u8>> {
     fatfs::format_volume(&mut volume, FormatVolumeOptions::new().volume_label(*b"NEAP       "))?;
     volume.rewind()?;
     let files = FileSystem::new(&mut volume, FsOptions::new())?;
-    let text: String = trusted.iter().map(|key| format!("{}{}\n", keys::PUBLIC, hex(key.as_bytes()))).collect();
+    let text: String =
+        trusted.iter().map(|key| format!("{}{}\n", keys::PUBLIC, hex(key.as_bytes()))).collect();
     for (path, bytes) in [(LOADER, loader), (KEYS, text.as_bytes())] {
         let mut directory = files.root_dir();
         for name in &path[..path.len() - 1] {

@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn what_is_compressed_here_is_what_the_runtime_unpacks() {
-        let image: Vec<u8> = (0..40_000u32).map(|at| (at * at >> 7) as u8 & 0x3f).collect();
+        let image: Vec<u8> = (0..40_000u32).map(|at| ((at * at) >> 7) as u8 & 0x3f).collect();
         let block = compressed(&image).unwrap();
         assert!(block.len() < image.len());
         let mut unpacked = vec![0; image.len()];

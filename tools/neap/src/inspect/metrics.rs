@@ -56,9 +56,10 @@ fn serve(address: SocketAddr, device: Option<&Path>, over: &AtomicBool) -> Resul
     let address = server.server_addr();
     say(&format!("neap: metrics on http://{address}{PATH}, until Ctrl-C"));
     while !over.load(Ordering::Relaxed) {
-        let request = server.recv_timeout(LOOK).context("waiting for scrapers")?;
-        // One that has gone away needs no answer.
-        request.map(|request| drop(answer(request, device)));
+        if let Some(request) = server.recv_timeout(LOOK).context("waiting for scrapers")? {
+            // One that has gone away needs no answer.
+            drop(answer(request, device));
+        }
     }
     Ok(())
 }
@@ -291,13 +292,13 @@ fn labels(place: &Place, more: impl IntoIterator<Item = (&'static str, String)>)
 }
 
 /// Counts that have names.
-fn named<'a, K: Display>(
+fn named<'a, K>(
     place: &'a Place,
     label: &'static str,
     counts: impl IntoIterator<Item = (&'a K, &'a u64)> + 'a,
 ) -> impl Iterator<Item = (Labels, u64)> + 'a
 where
-    K: 'a,
+    K: Display + 'a,
 {
     counts.into_iter().map(move |(name, count)| (labels(place, [(label, name.to_string())]), *count))
 }

@@ -140,7 +140,11 @@ impl Card {
             .with_context(|| format!("{} can't be copied", variables.display()))?;
         let medium = File::create_new(card.file()).context("the disk can't be made")?;
         medium.set_len(DISK_BYTES_MIN)?;
-        Disk::format(OpenOptions::new().read(true).write(true).open(card.file())?, &loader, &[images.key.verifying_key()])?;
+        Disk::format(
+            OpenOptions::new().read(true).write(true).open(card.file())?,
+            &loader,
+            &[images.key.verifying_key()],
+        )?;
         card.flash(&images.first)?;
         Ok(card)
     }
@@ -266,7 +270,8 @@ fn flips(images: &Images, seed: u64, step: &mut Step) -> Result<String> {
     let mut disk = images.disk()?;
     let [state, a, b] = disk.ranges();
     // Half of them in what is signed; the rest in all that the loader reads.
-    let signed = [a.start..a.start + images.first.len() as u64, b.start..b.start + images.second.len() as u64];
+    let signed =
+        [a.start..a.start + images.first.len() as u64, b.start..b.start + images.second.len() as u64];
     let (mut refused, mut harmless) = (0, 0);
     for flip in 0..FLIPS {
         let range = match flip % 4 {
@@ -285,7 +290,11 @@ fn flips(images: &Images, seed: u64, step: &mut Step) -> Result<String> {
         let choice = disk.choice(BOARD, &keys)?;
         let choice = choice.with_context(|| format!("bit {bit} of byte {at}: nothing boots"))?;
         let slot = disk.slot(choice.slot)?;
-        ensure!(images.held(&slot).is_some(), "bit {bit} of byte {at}: slot {} boots, and is changed", choice.slot);
+        ensure!(
+            images.held(&slot).is_some(),
+            "bit {bit} of byte {at}: slot {} boots, and is changed",
+            choice.slot
+        );
         *(if choice.refused.is_some() { &mut refused } else { &mut harmless }) += 1;
         disk = turn(disk)?;
         step.note(&format!("{flip}"));
@@ -306,19 +315,28 @@ fn cuts(images: &Images, seed: u64, step: &mut Step) -> Result<String> {
     let (mut old, mut new) = (0, 0);
     for cut in 0..CUTS {
         // Each fourth close to the end, where the state is.
-        let after = if cut % 4 == 0 { writes - random.random_range(0..3) } else { random.random_range(0..writes) };
+        let after =
+            if cut % 4 == 0 { writes - random.random_range(0..3) } else { random.random_range(0..writes) };
         let mut disk = Disk::open(Cut::new(before.clone(), after))?;
         let flashed = disk.flash(&images.second, &mut |_| {});
         let left = disk.into_medium().left(&mut random);
         let mut disk = Disk::open(Cursor::new(left)).context("its partition table is gone")?;
         let choice = disk.choice(BOARD, &keys)?.with_context(|| format!("cut after {after} writes"))?;
         let slot = disk.slot(choice.slot)?;
-        let image = images.held(&slot).with_context(|| format!("cut after {after} writes: slot {}", choice.slot))?;
+        let image =
+            images.held(&slot).with_context(|| format!("cut after {after} writes: slot {}", choice.slot))?;
         let is_new = choice.slot == Slot::B;
-        ensure!(image == if is_new { &images.second } else { &images.first }, "the wrong image is in slot {}", choice.slot);
+        ensure!(
+            image == if is_new { &images.second } else { &images.first },
+            "the wrong image is in slot {}",
+            choice.slot
+        );
         ensure!(is_new || flashed.is_err(), "a flash that went well is lost");
         // The state must not have lost what it knew.
-        ensure!(disk.state()?.state.good == Some(Slot::A), "cut after {after} writes: slot A is not the good one any more");
+        ensure!(
+            disk.state()?.state.good == Some(Slot::A),
+            "cut after {after} writes: slot A is not the good one any more"
+        );
         *(if is_new { &mut new } else { &mut old }) += 1;
         step.note(&format!("{cut}"));
     }
