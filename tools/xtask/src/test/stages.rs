@@ -16,7 +16,7 @@ use crate::progress::Step;
 use crate::{linux, panicfree, paths, setup};
 
 /// The crates that the card runs: each builds without `std`.
-const CARD_CRATES: [&str; 13] = [
+const CARD_CRATES: [&str; 12] = [
     "neap-abi",
     "neap-queue",
     "neap-hal",
@@ -28,7 +28,6 @@ const CARD_CRATES: [&str; 13] = [
     "neap-agent-shinjuku",
     "neap-agent-mq-shinjuku",
     "neap-agent-vm",
-    "neap-loader",
     "neap-runtime",
 ];
 /// What builds for the card only.
