@@ -365,7 +365,7 @@ fn a_view_without_a_terminal_names_the_option_that_needs_none() {
         let done = place.neap(&["completions", shell]).output().unwrap();
         let script = String::from_utf8_lossy(&done.stdout).into_owned();
         assert!(
-            done.status.success() && script.contains("metrics") && script.contains("--perfetto"),
+            done.status.success() && script.contains("metrics") && script.contains("perfetto"),
             "{shell}"
         );
     }
