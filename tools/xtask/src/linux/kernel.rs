@@ -27,22 +27,23 @@ cp "$headers/Module.symvers" "$headers/vmlinux" /kernel/build/
 cp "/usr/lib/modules/$release/vmlinuz" /kernel/
 "#;
 
-/// A kernel from the same source. What only its own link needs is removed: it is most of a gigabyte.
+/// A kernel from the same source, which QEMU boots as it is linked: packing it takes time, and unpacking it more. What only its
+/// own link needs is removed: it is most of a gigabyte.
 const WHOLE: &str = r#"
 $make KCONFIG_ALLCONFIG=/kernel/debug.config allnoconfig
 "#;
 const WHOLE_BUILD: &str = r#"
-$make bzImage modules
+$make vmlinux modules
 cd /kernel/build
-cp arch/x86/boot/bzImage /kernel/vmlinuz
 strip --strip-debug vmlinux
+ln vmlinux /kernel/vmlinuz
 rm -f vmlinux.* .tmp_vmlinux*
 find . \( -path ./scripts -o -path ./tools -o -path ./rust \) -prune -o \
     \( -name '*.o' -o -name '*.a' -o -name '.*.cmd' \) -type f -exec rm {} +
 "#;
 
-/// Has what follows in a script run only where nobody else wants the processor.
-const GIVING_WAY: &str = "chrt --idle --pid 0 $$\n";
+/// Has what follows in a script leave most of the processors to others that want them, but not all: guests spin.
+const GIVING_WAY: &str = "renice -n 4 -p $$ > /dev/null\n";
 
 /// The types that a BPF program sees.
 const TYPES: &str = r#"
@@ -87,7 +88,7 @@ impl Kernel {
         Self::made(root, flavour, true)
     }
 
-    /// As [`Kernel::ready`], and says nothing of it, and takes no processor that anything else wants.
+    /// As [`Kernel::ready`], and says nothing of it, and lets what else is done go before.
     pub fn ready_quietly(root: &Root, flavour: Flavour) -> Result<Self> {
         Self::made(root, flavour, false)
     }

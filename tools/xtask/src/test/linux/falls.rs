@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use neap_abi::{AgentState, Manage};
-use neap_puppet::{Answer, Order, Word};
+use neap_puppet::{Order, Word};
 
 use super::Case;
 use super::ipu::{After, Conduct, USUAL};
@@ -308,17 +308,9 @@ fn loader(rig: &mut Rig) -> Result<()> {
 fn unload(rig: &mut Rig) -> Result<()> {
     let workers = work(rig)?;
     decided(rig, &workers)?;
-    rig.order(Order::Stop(LOADER.to_owned(), signal::TERM))?;
-    until_scheduler(rig, "disabled")?;
-    let since = std::time::Instant::now();
-    // The kernel frees the scheduler's programs, which hold the module, in its own time.
-    while let Answer::Shell { status: 1.., output } = rig.order(Order::Shell("rmmod neap".to_owned()))? {
-        ensure!(since.elapsed() < PATIENCE, "expected: the module is unloaded; {output}");
-        rig.go_on(Duration::from_millis(50))?;
-    }
+    rig.unload()?;
     rig.until_work(&workers, ROUNDS)?;
     let sessions = rig.ipus[0].sessions;
-    rig.ipus[0].view.forget_stamps();
     rig.load(PARAMETERS)?;
     rig.until("the driver attaches", PATIENCE, |rig| rig.ipus[0].sessions > sessions)?;
     rig.attach()?;

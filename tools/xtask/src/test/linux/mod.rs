@@ -44,37 +44,49 @@ struct Case {
     run: fn(&mut Rig) -> Result<()>,
 }
 
-/// Cases that share a machine.
+/// Cases for which the driver is loaded alike.
 struct Group {
     name: &'static str,
-    machine: Machine<'static>,
-    prepare: fn(&mut Rig) -> Result<()>,
+    parameters: &'static str,
     cases: &'static [&'static [Case]],
 }
 
-const GROUPS: &[Group] = &[
-    Group {
-        name: "decisions",
-        machine: Machine { cpus: 4, functions: &[4], words: &[] },
-        // Nobody is late, and nobody makes room, where that is not what is tried.
-        prepare: |rig| prepare(rig, "watchdog_ms=600000 turn_ms=600000"),
-        cases: &[outcomes::CASES, kills::CASES, lives::CASES, sights::QUIET],
-    },
-    Group {
-        name: "falls",
-        machine: Machine { cpus: 4, functions: &[4], words: &[] },
-        prepare: |rig| prepare(rig, falls::PARAMETERS),
-        cases: &[falls::CASES, sights::LOUD, garbage::CASES],
-    },
-    Group {
-        name: "two functions",
-        machine: Machine { cpus: 4, functions: &[4, 4], words: &["nohz_full=3"] },
-        prepare: |rig| prepare(rig, enclaves::PARAMETERS),
-        cases: &[sights::TICKLESS, enclaves::CASES],
-    },
+impl Group {
+    fn chosen(&self, name: &str) -> Vec<&Case> {
+        let all = self.cases.iter().copied().flatten();
+        all.filter(|case| format!("{}/{}", self.name, case.name).contains(name)).collect()
+    }
+}
+
+/// Each machine is booted once.
+const MACHINES: &[(Machine<'static>, &[Group])] = &[
+    (
+        Machine { cpus: 4, functions: &[4], words: &[] },
+        &[
+            Group {
+                name: "decisions",
+                // Nobody is late, and nobody makes room, where that is not what is tried.
+                parameters: "watchdog_ms=600000 turn_ms=600000",
+                cases: &[outcomes::CASES, kills::CASES, lives::CASES, sights::QUIET],
+            },
+            Group {
+                name: "falls",
+                parameters: falls::PARAMETERS,
+                cases: &[falls::CASES, sights::LOUD, garbage::CASES],
+            },
+        ],
+    ),
+    (
+        Machine { cpus: 4, functions: &[4, 4], words: &["nohz_full=3"] },
+        &[Group {
+            name: "two functions",
+            parameters: enclaves::PARAMETERS,
+            cases: &[sights::TICKLESS, enclaves::CASES],
+        }],
+    ),
 ];
 
-/// How long the driver's counters may take to come to what the agent was told.
+/// How long what is told may lag behind what is: a task that has ended, a verdict that is counted.
 const SETTLE: Duration = Duration::from_secs(5);
 
 pub(super) fn run() -> Result<Verdict> {
@@ -97,16 +109,11 @@ pub(super) fn run() -> Result<Verdict> {
         }
         let kit = Kit::ready(flavour, &mut Times::default())?;
         let puppet = puppet.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-        for group in GROUPS {
-            let chosen: Vec<&Case> = group
-                .cases
-                .iter()
-                .copied()
-                .flatten()
-                .filter(|case| format!("{}/{}", group.name, case.name).contains(name))
-                .collect();
+        for (machine, groups) in MACHINES {
+            let chosen = groups.iter().map(|group| (group, group.chosen(name)));
+            let chosen: Vec<(&Group, Vec<&Case>)> = chosen.filter(|(_, cases)| !cases.is_empty()).collect();
             if !chosen.is_empty() {
-                tried(&mut verdict, flavour, &kit, puppet, group, &chosen)?;
+                tried(&mut verdict, flavour, || Rig::boot(&kit, machine, puppet), &chosen)?;
             }
             if verdict.failing() {
                 return Ok(verdict);
@@ -136,30 +143,32 @@ fn puppet() -> Result<PathBuf> {
 fn tried(
     verdict: &mut Verdict,
     flavour: Flavour,
-    kit: &Kit,
-    puppet: &std::path::Path,
-    group: &Group,
-    cases: &[&Case],
+    boot: impl FnOnce() -> Result<Rig>,
+    groups: &[(&Group, Vec<&Case>)],
 ) -> Result<()> {
     let kernel = flavour.name();
-    let step = Step::start(format!("{kernel}, {}: the guest boots", group.name));
-    let mut rig = Rig::boot(kit, &group.machine, puppet)?;
-    if let Err(error) = (group.prepare)(&mut rig) {
-        verdict.fail(format!("{kernel}, {}: {error:#}\n{}", group.name, rig.in_words()));
-        return Ok(());
-    }
+    let step = Step::start(format!("{kernel}: a guest boots"));
+    let mut rig = boot()?;
     step.done();
-    for case in cases {
-        let what = format!("{kernel}: {}: {}", case.name, case.about);
-        let step = Step::start(what.clone());
-        if let Err(error) = one(&mut rig, case) {
-            let words = rig.in_words();
-            let console = kept(&rig, kernel)?;
-            verdict.fail(format!("{what}: {error:#}\n{words}\nall of it is in {}", console.display()));
+    for (group, cases) in groups {
+        let step = Step::start(format!("{kernel}, {}: the driver is loaded", group.name));
+        if let Err(error) = prepare(&mut rig, group.parameters) {
+            verdict.fail(format!("{kernel}, {}: {error:#}\n{}", group.name, rig.in_words()));
             return Ok(());
         }
         step.done();
-        verdict.pass();
+        for case in cases {
+            let what = format!("{kernel}: {}: {}", case.name, case.about);
+            let step = Step::start(what.clone());
+            if let Err(error) = one(&mut rig, case) {
+                let words = rig.in_words();
+                let console = kept(&rig, kernel)?;
+                verdict.fail(format!("{what}: {error:#}\n{words}\nall of it is in {}", console.display()));
+                return Ok(());
+            }
+            step.done();
+            verdict.pass();
+        }
     }
     Ok(())
 }
@@ -176,15 +185,19 @@ fn kept(rig: &Rig, kernel: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Loads the driver, with an IPU there, and puts the scheduler in its place.
+/// Loads the driver, with an IPU there, and puts the scheduler in its place; instead of those of the cases before.
 fn prepare(rig: &mut Rig, parameters: &str) -> Result<()> {
+    if rig.attached() > 0 {
+        rig.unload()?;
+    }
     for ipu in &mut rig.ipus {
         ipu.boot(USUAL)?;
     }
     rig.gather_threads()?;
+    let sessions: Vec<u32> = rig.ipus.iter().map(|ipu| ipu.sessions).collect();
     rig.load(parameters)?;
-    for ipu in 0..rig.ipus.len() {
-        rig.until("the driver attaches", rig::PATIENCE, |rig| rig.ipus[ipu].sessions > 0)?;
+    for (ipu, before) in sessions.into_iter().enumerate() {
+        rig.until("the driver attaches", rig::PATIENCE, |rig| rig.ipus[ipu].sessions > before)?;
         rig.until_decides(ipu)?;
     }
     rig.attach()
@@ -198,8 +211,7 @@ fn one(rig: &mut Rig, case: &Case) -> Result<()> {
     (case.run)(rig)?;
     rig.end_workers()?;
     let same = agents == rig.ipus.iter().map(|ipu| ipu.agents).sum::<u32>();
-    let left: Vec<u32> = rig.ipus.iter().flat_map(|ipu| ipu.view.tasks.keys().copied()).collect();
-    ensure!(left.is_empty(), "expected: no task is left; there are {left:?}");
+    rig.until("no task is left", SETTLE, |rig| rig.ipus.iter().all(|ipu| ipu.view.tasks.is_empty()))?;
     // What an agent that has ended was to be told is told to nobody.
     if same {
         balanced(rig, &before)?;

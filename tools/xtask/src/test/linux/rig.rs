@@ -11,6 +11,7 @@ use neap_vipu::{Domain, Server, Window};
 use tempfile::TempDir;
 
 use super::ipu::{Ipu, Make};
+use super::outcomes::signal;
 use super::view::Stand;
 use crate::linux::{Boot, File, Guest, Kit};
 use crate::machine::WINDOW_BYTES;
@@ -314,6 +315,20 @@ impl Rig {
     pub(super) fn load(&mut self, parameters: &str) -> Result<()> {
         self.shell(&format!("insmod /lib/neap/neap.ko {parameters}"))?;
         self.shell("taskset -p 1 $(grep -lx neap /proc/[0-9]*/comm | head -n 1 | cut -d / -f 3)")?;
+        Ok(())
+    }
+
+    /// Ends the loader, and unloads the module.
+    pub(super) fn unload(&mut self) -> Result<()> {
+        self.order(Order::Stop(LOADER.to_owned(), signal::TERM))?;
+        let since = Instant::now();
+        // The kernel frees the scheduler's programs, which hold the module, in its own time.
+        while let Answer::Shell { status: 1.., output } = self.order(Order::Shell("rmmod neap".to_owned()))? {
+            ensure!(since.elapsed() < PATIENCE, "expected: the module is unloaded; {output}");
+            self.go_on(Duration::from_millis(50))?;
+        }
+        // A module that is loaded anew counts stamps from the first.
+        self.ipus.iter_mut().for_each(|ipu| ipu.view.forget_stamps());
         Ok(())
     }
 
