@@ -18,6 +18,7 @@
 //! | 48 | 4 | counter_hz: ticks of the [ledger](crate::ledger) in a second; 0 where agents keep none (passed over before) |
 //! | 52 | 12 | zero |
 //! | 64 | 24 each | regions: kind 2, index 2, zero 4, offset 8, bytes 8 |
+//! | 3584 | 508 | what booted, as a loader tells it: the slot, and behind a line feed what was refused and why; UTF-8, zeros behind it (passed over before) |
 //! | 4092 | 4 | CRC-32C of all before |
 
 use core::fmt;
@@ -37,9 +38,14 @@ pub const REGIONS_MAX: usize = 64;
 /// Regions start on this boundary, so that each can have a memory type of its own.
 pub const REGION_ALIGN: u64 = 4096;
 
+/// The longest text of what booted, in bytes.
+pub const ORIGIN_BYTES: usize = CRC_AT - ORIGIN_AT;
+
 const REGIONS_AT: usize = 64;
 const REGION_BYTES: usize = 24;
+const ORIGIN_AT: usize = 3584;
 const CRC_AT: usize = HELLO_BYTES - 4;
+const _: () = assert!(REGIONS_AT + REGIONS_MAX * REGION_BYTES <= ORIGIN_AT);
 
 /// Feature bits.
 pub mod feature {
@@ -265,6 +271,16 @@ impl HelloError {
 
 impl core::error::Error for HelloError {}
 
+/// What a page that was read says of what booted: the slot, and what was refused and why. Nothing where no loader has said
+/// anything, or nothing that is text.
+#[must_use]
+pub fn origin(page: &[u8]) -> Option<(&str, Option<&str>)> {
+    let bytes = page.get(ORIGIN_AT..CRC_AT)?;
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let text = core::str::from_utf8(&bytes[..end]).ok().filter(|text| !text.is_empty())?;
+    Some(text.split_once('\n').map_or((text, None), |(slot, refused)| (slot, Some(refused))))
+}
+
 fn u16_at(page: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([page[at], page[at + 1]])
 }
@@ -324,8 +340,13 @@ impl Hello {
         self.regions().find(|r| r.kind == kind && r.index == index)
     }
 
-    /// Writes the page.
+    /// Writes the page, with nothing of what booted.
     pub fn write(&self, page: &mut [u8; HELLO_BYTES]) {
+        self.write_with(page, "");
+    }
+
+    /// Writes the page, with as much of `origin` as there is room for: what booted, in a loader's words.
+    pub fn write_with(&self, page: &mut [u8; HELLO_BYTES], origin: &str) {
         page.fill(0);
         page[0..8].copy_from_slice(&MAGIC.to_le_bytes());
         page[8..12].copy_from_slice(&self.version.to_bits().to_le_bytes());
@@ -348,6 +369,11 @@ impl Hello {
             bytes[8..16].copy_from_slice(&region.offset.to_le_bytes());
             bytes[16..24].copy_from_slice(&region.bytes.to_le_bytes());
         }
+        let mut room = origin.len().min(ORIGIN_BYTES);
+        while !origin.is_char_boundary(room) {
+            room -= 1;
+        }
+        page[ORIGIN_AT..ORIGIN_AT + room].copy_from_slice(&origin.as_bytes()[..room]);
         let crc = crc32c(&page[..CRC_AT]);
         page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
     }
@@ -482,6 +508,33 @@ mod tests {
         let crc = crc32c(&page[..CRC_AT]);
         page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         read(&page)
+    }
+
+    #[test]
+    fn what_booted_is_told_as_far_as_there_is_room() {
+        let hello = Hello::read(&page(), WINDOW_BYTES, VERSION).unwrap();
+        let told = |origin: &str| {
+            let mut page = [0; HELLO_BYTES];
+            hello.write_with(&mut page, origin);
+            assert_eq!(
+                Hello::read(&page, WINDOW_BYTES, VERSION).as_ref(),
+                Ok(&hello),
+                "the rest is as it was"
+            );
+            page
+        };
+        assert_eq!(origin(&told("")), None);
+        assert_eq!(origin(&told("A")), Some(("A", None)));
+        assert_eq!(origin(&told("A\nB: part runtime")), Some(("A", Some("B: part runtime"))));
+        let mut long = [b'x'; ORIGIN_BYTES + 1];
+        // A character of two bytes, of which the second has no room.
+        long[ORIGIN_BYTES - 1..].copy_from_slice("\u{e4}".as_bytes());
+        let page = told(core::str::from_utf8(&long).unwrap());
+        assert_eq!(origin(&page).map(|(slot, _)| slot.len()), Some(ORIGIN_BYTES - 1));
+        let mut bad = told("A");
+        bad[ORIGIN_AT] = 0xff;
+        assert_eq!(origin(&bad), None);
+        assert_eq!(origin(&bad[..ORIGIN_AT]), None);
     }
 
     #[test]

@@ -191,7 +191,7 @@ fn hold(machine: &mut Machine, index: usize, all: &[Range<usize>], features: u64
     let cpus = function.vectors.min(CPUS_MAX);
     // A frequency that can't be is none: the timer has refused it before.
     let counter_hz = u32::try_from(timer::frequency_hz()).unwrap_or(0);
-    let wanted = Wanted { cores: cores as u16, logged, cpus, features, counter_hz };
+    let wanted = Wanted { cores: cores as u16, logged, cpus, features, counter_hz, origin: &machine.origin };
     // SAFETY: the board's window, which the map has as data; nobody else here reaches it.
     let window = match unsafe { window::lay_out(&range, function.doorbell_page, wanted) } {
         Ok(window) => Box::leak(Box::new(window)),

@@ -77,7 +77,7 @@ impl From<ClaimError> for WindowError {
 
 /// What a window is to be laid out for.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct Wanted<'a> {
     /// Cores of the IPU.
     pub cores: u16,
     /// Those whose logs and epitaphs lie in this window, a bit each.
@@ -88,6 +88,8 @@ pub struct Wanted {
     pub features: u64,
     /// How fast the agents' counter runs, in ticks a second.
     pub counter_hz: u32,
+    /// What booted, in the loader's words.
+    pub origin: &'a str,
 }
 
 /// Lays the window at `range` out, and says hello. Until the page is whole no host takes it for one; what an earlier boot
@@ -102,9 +104,9 @@ pub struct Wanted {
 pub unsafe fn lay_out(
     range: &Range<u64>,
     doorbell_page: u64,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
 ) -> Result<LaidOut, WindowError> {
-    let Wanted { cores, logged, cpus, features, counter_hz } = wanted;
+    let Wanted { cores, logged, cpus, features, counter_hz, origin } = wanted;
     let bytes = range.end - range.start;
     let base = core::ptr::with_exposed_provenance_mut(range.start as usize);
     // SAFETY: the caller's promise.
@@ -158,7 +160,7 @@ pub unsafe fn lay_out(
     laid_out.supervisor.iter().for_each(Line::clear);
 
     let mut bytes = [0; HELLO_BYTES];
-    hello.write(&mut bytes);
+    hello.write_with(&mut bytes, origin);
     speak(page, &bytes);
     Ok(laid_out)
 }

@@ -112,7 +112,7 @@ mod card {
         // SAFETY: called once, with what the boot code gave.
         let machine = unsafe { bring_up(device_tree as u64) }.unwrap_or_else(|error| panic!("{error}"));
         let Machine { board, map, gic, message_frame, timer, .. } = machine;
-        let wanted = Wanted { cores: 2, logged: 0b11, cpus: 1, features: 0, counter_hz: 0 };
+        let wanted = Wanted { cores: 2, logged: 0b11, cpus: 1, features: 0, counter_hz: 0, origin: "" };
         // SAFETY: the board's window, which nobody else here reaches.
         let laid_out = unsafe { window::lay_out(&board.windows[0], 0, wanted) }
             .unwrap_or_else(|error| panic!("{error}"));

@@ -8,7 +8,7 @@ use neap_abi::{EpitaphRecord, Message};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Event, Fault, Level};
-use crate::ledger::Account;
+use crate::ledger::{Account, Quantiles};
 use crate::sights::Sights;
 
 /// A latency distribution, in µs.
@@ -103,6 +103,8 @@ pub struct Snapshot {
     pub round_trip_p50_us: f64,
     /// As above, 99th percentile.
     pub round_trip_p99_us: f64,
+    /// How long each step of a decision took so far, by [`crate::ledger::Span::name`].
+    pub ledger: BTreeMap<String, Quantiles>,
 }
 
 /// The end of an agent or a core of the IPU, as its epitaph tells.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use neap_abi::epitaph::RECORD_BYTES;
-use neap_abi::hello::{HELLO_BYTES, Hello, HelloError, MAGIC};
+use neap_abi::hello::{HELLO_BYTES, Hello, HelloError, MAGIC, origin};
 use neap_abi::image::NAME_BYTES;
 use neap_abi::{Epitaph, EpitaphRecord, Region, RegionKind, Version};
 use neap_hal::soc::window::ClaimError;
@@ -74,6 +74,13 @@ impl HostWindow {
     pub fn hello(&self, ours: Version) -> Result<Hello, HelloError> {
         let bytes = self.mapping.bytes();
         Hello::read(&self.copy(0, bytes.min(HELLO_BYTES)), bytes as u64, ours)
+    }
+
+    /// What booted the IPU, as its loader tells it: the slot, and what was refused and why.
+    #[must_use]
+    pub fn origin(&self) -> Option<(String, Option<String>)> {
+        let page = self.copy(0, self.mapping.bytes().min(HELLO_BYTES));
+        origin(&page).map(|(slot, refused)| (slot.to_owned(), refused.map(str::to_owned)))
     }
 
     /// Writes the hello page, for an agent on the host.

@@ -296,6 +296,9 @@ pub struct BuildOptions {
     /// Write the runtime alone too, as arm64's Image: for `-kernel` and `booti`
     #[arg(long, value_name = "FILE")]
     pub raw: Option<PathBuf>,
+    /// Write a UEFI application too, which boots this image and no other
+    #[arg(long, value_name = "FILE")]
+    pub uefi: Option<PathBuf>,
 }
 
 /// What to trace.

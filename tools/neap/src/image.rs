@@ -11,7 +11,7 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use neap_loader::image::{Manifest, Verified, hex, key_id};
 use neap_loader::keys::{PUBLIC, from_hex};
 use serde_json::json;
-use xtask::card_image::Recipe;
+use xtask::card_image::{self, Recipe};
 
 use crate::args::{BuildOptions, ImageCommand, KeyCommand};
 use crate::{flash, print};
@@ -93,7 +93,7 @@ pub fn image(command: &ImageCommand) -> Result<()> {
 }
 
 fn build(options: &BuildOptions) -> Result<()> {
-    let BuildOptions { out, key, board, agent, security_version, args, raw } = options;
+    let BuildOptions { out, key, board, agent, security_version, args, raw, uefi } = options;
     let key = signing(key)?;
     let recipe = Recipe { board, agents: agent, security_version: *security_version, args };
     let image = recipe.build(&key)?;
@@ -102,6 +102,10 @@ fn build(options: &BuildOptions) -> Result<()> {
     if let Some(raw) = raw {
         let runtime = good.manifest.parts.first().context("an image has a runtime")?;
         fs::write(raw, good.part(runtime)).with_context(|| format!("{} can't be written", raw.display()))?;
+    }
+    if let Some(uefi) = uefi {
+        let bound = card_image::application(&key.verifying_key(), &image)?;
+        fs::write(uefi, bound).with_context(|| format!("{} can't be written", uefi.display()))?;
     }
     print(&format!("{}: {} bytes\n{}", out.display(), image.len(), table(&good.manifest)))
 }

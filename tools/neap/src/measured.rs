@@ -152,6 +152,9 @@ pub struct EnclaveMeasured {
     pub request: Distribution,
     /// From the message to its decision.
     pub round_trip: Distribution,
+    /// How long each step of a decision took.
+    #[serde(default)]
+    pub ledger: LedgerMeasured,
     /// What its agents and their core left behind, the newest first.
     pub epitaphs: Vec<String>,
 }

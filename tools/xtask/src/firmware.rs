@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use neap_abi::control::policy_id;
 use object::elf::PT_LOAD;
 use object::read::elf::{ElfFile64, ProgramHeader};
@@ -78,13 +78,22 @@ pub fn build(kind: &Kind) -> Result<FirmwareImage> {
 
 /// As [`build`], with cargo features of the image's package.
 pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
-    let bundle = if *kind == Kind::Runtime { Some(bundle()?) } else { None };
+    let bundle = if *kind == Kind::Runtime { Some(bundle(&[])?) } else { None };
+    build_as(kind, features, bundle.as_deref())
+}
+
+/// The runtime with more agents in its bundle than the one that it always brings, by name.
+pub fn runtime_with(agents: &[String]) -> Result<FirmwareImage> {
+    build_as(&Kind::Runtime, &[], Some(&bundle(agents)?))
+}
+
+fn build_as(kind: &Kind, features: &[&str], bundle: Option<&Path>) -> Result<FirmwareImage> {
     let mut options = vec!["--package", kind.package(), "--bin", kind.bin()];
     let features = features.join(",");
     if !features.is_empty() {
         options.extend(["--features", &features]);
     }
-    let mut programs = build_programs(kind.bin(), &options, bundle.as_deref())?;
+    let mut programs = build_programs(kind.bin(), &options, bundle)?;
     let elf = programs.remove(kind.bin());
     let elf = elf.with_context(|| format!("cargo built no program {} in {}", kind.bin(), kind.package()))?;
     FirmwareImage::open(&elf)
@@ -155,10 +164,21 @@ fn pack(elf: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Builds the bundle of agents and returns its file.
-fn bundle() -> Result<PathBuf> {
+/// Builds the bundle of agents, with `more` than it always has, and returns its file.
+fn bundle(more: &[String]) -> Result<PathBuf> {
+    let mut names = BUNDLED.to_vec();
+    for name in more {
+        ensure!(
+            AGENTS.contains(&name.as_str()),
+            "there is no agent {name} that a policy is found by: {} are",
+            AGENTS.join(", ")
+        );
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
     let mut bundle = Vec::new();
-    for name in BUNDLED {
+    for &name in &names {
         let image = agent_image(name)?;
         let image = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
         let block = compressed(&image)?;
@@ -167,7 +187,7 @@ fn bundle() -> Result<PathBuf> {
         }
         bundle.extend(block);
     }
-    let path = paths::target_dir().join("agents").join("bundle");
+    let path = paths::target_dir().join("agents").join(format!("{}.bundle", names.join("+")));
     write_if_new(&path, &bundle)?;
     Ok(path)
 }

@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use neap_loader::bound::{HEADERS_BYTES, find};
 use neap_loader::image::IMAGE_BYTES_MAX;
 use neap_loader::slots::{COPIES, COPY_BYTES, Copies, Slot, State};
 use uefi::boot::{self, OpenProtocolAttributes, OpenProtocolParams, ScopedProtocol};
@@ -142,6 +143,19 @@ fn own_partition() -> Result<Handle, Trouble> {
     let trouble = |status| Trouble::Disk { what: "the loader's own image", status };
     let image = open::<LoadedImage>(boot::image_handle()).map_err(trouble)?;
     image.device().ok_or(trouble(Status::NOT_FOUND))
+}
+
+/// What is bound into the loader, as the firmware has loaded it: a key, and an image.
+pub fn bound() -> Result<Option<&'static [u8]>, Trouble> {
+    let trouble = |status| Trouble::Disk { what: "the loader's own image", status };
+    let image = open::<LoadedImage>(boot::image_handle()).map_err(trouble)?;
+    let (base, bytes) = image.info();
+    let bytes = bytes as usize;
+    // SAFETY: the firmware's word on where it has loaded us and how much that is; nobody writes to headers.
+    let headers = unsafe { core::slice::from_raw_parts(base.cast::<u8>(), bytes.min(HEADERS_BYTES)) };
+    let Some(section) = find(headers).filter(|section| section.end <= bytes) else { return Ok(None) };
+    // SAFETY: as above; it lies within what was loaded, and the section is nobody's but ours, to be read.
+    Ok(Some(unsafe { core::slice::from_raw_parts(base.cast::<u8>().add(section.start), section.len()) }))
 }
 
 /// The file of trusted keys.

@@ -15,11 +15,13 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::time::Duration;
 
+use ed25519_dalek::VerifyingKey;
 use neap_hal::board::pci::ecam::Ecam;
 use neap_hal::board::pci::silence;
 use neap_hal::board::qemu_virt::{Board, find_tree};
 use neap_hal::cpu::loader;
 use neap_hal::cpu::mmu::PAGE;
+use neap_loader::bound::KEY_BYTES;
 use neap_loader::handover::{self, Words};
 use neap_loader::image::{PartKind, Refusal, Verified};
 use neap_loader::keys::trusted;
@@ -65,8 +67,10 @@ enum Never {}
 
 /// What is booted.
 struct Chosen {
-    slot: Slot,
-    on_trial: bool,
+    /// Where it came from, in words.
+    slot: String,
+    /// What confirms it, if it is on trial.
+    trial: Option<confirm::Ticket>,
     refused: Option<String>,
     image: Vec<u8>,
 }
@@ -75,13 +79,15 @@ fn load() -> Result<Never, Trouble> {
     let tree = tree()?;
     let board = Board::from_tree(tree)?;
     claim_windows(&board)?;
-    let disk = Disk::find()?;
-    let (chosen, ticket) = choose(&disk)?;
-    let trouble = match enter(&board, tree, &chosen, &ticket) {
+    let chosen = match disk::bound()? {
+        Some(bound) => taken(bound).map_err(Trouble::Bound)?,
+        None => choose(&Disk::find()?)?,
+    };
+    let trouble = match enter(&board, tree, &chosen) {
         Ok(never) => match never {},
         Err(trouble) => trouble,
     };
-    if chosen.on_trial {
+    if chosen.trial.is_some() {
         // It has had its one chance.
         say!("slot {}: {trouble}", chosen.slot);
         boot::stall(Duration::from_secs(READ_S));
@@ -90,8 +96,19 @@ fn load() -> Result<Never, Trouble> {
     Err(trouble)
 }
 
-/// Chooses a slot, and writes to the disk that it is tried. Returns what confirms it too.
-fn choose(disk: &Disk) -> Result<(Chosen, confirm::Ticket), Trouble> {
+/// The image that is bound into the loader. There is no other, so it is not on trial, and no version is too old.
+fn taken(bound: &[u8]) -> Result<Chosen, Refusal> {
+    let there = bound.len() as u64;
+    let (key, image) =
+        bound.split_first_chunk::<KEY_BYTES>().ok_or(Refusal::Length { said: KEY_BYTES as u64, there })?;
+    let key = VerifyingKey::from_bytes(key).map_err(|_| Refusal::Signature)?;
+    let good = Verified::check(image, &[key])?.for_board(BOARD, 0)?;
+    say!("booting the image that is bound into this application");
+    Ok(Chosen { slot: "none, bound".to_string(), trial: None, refused: None, image: good.bytes().to_vec() })
+}
+
+/// Chooses a slot, and writes to the disk that it is tried.
+fn choose(disk: &Disk) -> Result<Chosen, Trouble> {
     let text = disk::keys()?;
     let mut keys = Vec::new();
     for key in trusted(&text) {
@@ -131,11 +148,13 @@ fn choose(disk: &Disk) -> Result<(Chosen, confirm::Ticket), Trouble> {
         disk.write(&mut copies, state)?;
     }
     let image = read[slot as usize].take().unwrap_or_default();
-    Ok((Chosen { slot, on_trial, refused, image }, confirm::ticket(disk.id(), copies.number())))
+    let slot = format!("{slot}{trial}");
+    let trial = on_trial.then(|| confirm::ticket(disk.id(), copies.number()));
+    Ok(Chosen { slot, trial, refused, image })
 }
 
 /// Lays the image and its tree out, leaves the firmware, and enters it.
-fn enter(board: &Board, tree: &[u8], chosen: &Chosen, ticket: &confirm::Ticket) -> Result<Never, Trouble> {
+fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> {
     // It was checked when it was chosen; this finds its parts again.
     let (manifest, _) =
         neap_loader::image::Manifest::alleged(&chosen.image).map_err(|_| handover::Unfit::Header)?;
@@ -148,8 +167,8 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen, ticket: &confirm::Ticket) 
     // SAFETY: claimed, and so nobody else's.
     unsafe { put(runtime, image.start) };
 
-    let mut dog = if chosen.on_trial { Watchdog::find() } else { None };
-    let confirm = if chosen.on_trial {
+    let mut dog = if chosen.trial.is_some() { Watchdog::find() } else { None };
+    let confirm = if let Some(ticket) = &chosen.trial {
         if dog.is_none() {
             say!("no i6300esb watchdog: an image that hangs stays until somebody resets the machine");
         }
@@ -163,8 +182,8 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen, ticket: &confirm::Ticket) 
 
     let kept = memory_of(|kind| !is_left(kind))?;
     let pieces = handover::pieces(&board.memory, &board.windows, &image, &kept)?;
-    let slot = format!("{}{}", chosen.slot, if chosen.on_trial { ", on trial" } else { "" });
-    let words = Words { args: &manifest.args, slot: &slot, refused: chosen.refused.as_deref(), confirm };
+    let Chosen { slot, refused, .. } = chosen;
+    let words = Words { args: &manifest.args, slot, refused: refused.as_deref(), confirm };
     let tree = handover::tree(tree, &words, &pieces)?;
     // The runtime has to take it; if not, its words are better read here.
     Board::from_tree(&tree)?;

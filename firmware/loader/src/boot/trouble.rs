@@ -4,6 +4,7 @@ use core::fmt;
 
 use neap_hal::board::qemu_virt::TreeError;
 use neap_loader::handover::Unfit;
+use neap_loader::image::Refusal;
 use neap_loader::slots::Nothing;
 use uefi::Status;
 
@@ -24,6 +25,8 @@ pub enum Trouble {
     },
     /// No file of keys.
     NoKeys,
+    /// The image that is bound into the loader.
+    Bound(Refusal),
     /// Neither slot can be booted.
     Nothing(Nothing),
     /// The machine is described by nothing that is understood.
@@ -49,6 +52,9 @@ impl fmt::Display for Trouble {
                 write!(f, "the loader's disk has no partition {name}: make one with `neap image disk`")
             }
             Self::NoKeys => f.write_str("\\EFI\\NEAP\\KEYS can't be read, and so no image is trusted"),
+            Self::Bound(refusal) => {
+                write!(f, "the image that is bound into this application: {refusal}")
+            }
             Self::Nothing(nothing) => nothing.fmt(f),
             Self::NoTree => f.write_str(
                 "the firmware hands on no device tree: start QEMU with -M virt,acpi=off, or set the firmware to device trees",

@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use heapless::Vec;
+use heapless::{String, Vec};
 use safe_mmio::UniqueMmioPointer;
 
 use super::tree::told;
@@ -23,6 +23,9 @@ const CONSOLE: usize = 0x0900_0000;
 /// The most ivshmem functions that are set up: one for each agent's core and one to spare.
 pub const FUNCTIONS_MAX: usize = 16;
 
+/// The longest text of what booted, in bytes.
+pub const ORIGIN_BYTES_MAX: usize = 512;
+
 /// A machine that is ready, seen from its first core.
 pub struct Machine {
     /// What the tree said.
@@ -41,6 +44,8 @@ pub struct Machine {
     pub configuration: Ecam,
     /// The timer, disarmed.
     pub timer: Timer,
+    /// What the loader says of what it booted: the slot, and behind a line feed what it refused. Empty without one.
+    pub origin: String<ORIGIN_BYTES_MAX>,
     /// The functions whose doorbells have been taken, a bit each.
     doorbells_taken: u32,
 }
@@ -132,9 +137,12 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
     }
     // SAFETY: the boot protocol's promise about x0; the start of memory is readable on this board.
     let tree = unsafe { find_tree(x0) }?;
-    for what in ["neap,slot", "neap,refused"] {
+    let mut origin = String::new();
+    for (what, before) in [("neap,slot", ""), ("neap,refused", "\n")] {
         if let Some(words) = told(tree, what) {
             say!("neap: {} {words}", &what[5..]);
+            // What has no room is cut.
+            let _ = before.chars().chain(words.chars()).try_for_each(|char| origin.push(char));
         }
     }
     let board = Board::from_tree(tree)?;
@@ -183,6 +191,7 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
         message_frame,
         functions,
         configuration,
+        origin,
         doorbells_taken: 0,
     })
 }

@@ -9,7 +9,7 @@ use neap_abi::{AgentControl, EpitaphRecord, Hello};
 use neap_host::device::{Device, Info};
 use neap_host::manager::Agents;
 
-use super::snapshot::{Snapshot, View};
+use super::snapshot::{Origin, Snapshot, View};
 use crate::driver::agents;
 use crate::enclaves::EnclaveAsked;
 use crate::measured::EnclaveMeasured;
@@ -54,6 +54,8 @@ pub struct Place {
 pub struct Seen {
     /// The hello page, or what is wrong with it.
     pub hello: Result<Hello>,
+    /// What booted, where a loader has said so.
+    pub origin: Option<Origin>,
     /// The agent's control line.
     pub agent: Option<AgentControl>,
     /// The supervisor's lines.
@@ -66,11 +68,11 @@ impl Seen {
     /// Reads a window.
     pub fn in_view(view: &View) -> Result<Self> {
         let hello = view.hello();
-        let (agent, agents, epitaphs) = match &hello {
-            Ok(hello) => (view.agent(hello)?, view.agents(hello)?, view.epitaphs(hello)?),
-            Err(_) => (None, Agents::default(), Vec::new()),
+        let (origin, agent, agents, epitaphs) = match &hello {
+            Ok(hello) => (view.origin()?, view.agent(hello)?, view.agents(hello)?, view.epitaphs(hello)?),
+            Err(_) => (None, None, Agents::default(), Vec::new()),
         };
-        Ok(Self { hello, agent, agents, epitaphs })
+        Ok(Self { hello, origin, agent, agents, epitaphs })
     }
 }
 
@@ -157,8 +159,10 @@ pub mod tests {
     use neap_abi::supervisor::{Books, Identity};
     use neap_abi::{AgentState, Cause, Epitaph, Message, MessageKind};
 
+    use neap_host::ledger::{Quantiles, Span};
+
     use super::*;
-    use crate::measured::{Distribution, FallbackMeasured};
+    use crate::measured::{Distribution, FallbackMeasured, LedgerMeasured};
     use crate::report::tests::example as record;
 
     /// A run of two enclaves, of which the second has had trouble.
@@ -188,6 +192,14 @@ pub mod tests {
             faults: trouble.then(|| ("agent_late".to_owned(), 1)).into_iter().collect(),
             fallbacks: trouble.then(|| fallback.clone()).into_iter().collect(),
             round_trip: latency(30.0),
+            ledger: LedgerMeasured {
+                steps: [(
+                    Span::SeenToDecided.name().to_owned(),
+                    Quantiles { count: 9, p50_ns: 300, p99_ns: 1200, max_ns: 1300 },
+                )]
+                .into(),
+                ..LedgerMeasured::default()
+            },
             request: latency(60.0),
             ..EnclaveMeasured::default()
         };
@@ -214,6 +226,10 @@ pub mod tests {
                 Books { cores: 3, faults: number as u32, restarts: number as u32, ..Books::default() };
             let seen = Seen {
                 hello: Err(anyhow!("nobody has looked")),
+                origin: trouble.then(|| Origin {
+                    slot: "A".to_owned(),
+                    refused: Some("B: it was tried once and was not confirmed".to_owned()),
+                }),
                 agent: Some(agent),
                 agents: Agents {
                     running: Some(Identity { name, incarnation: 1, ..Identity::default() }),

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use neap_abi::hello::HELLO_BYTES;
+use neap_abi::hello::{self, HELLO_BYTES};
 use neap_abi::line::{LINE_BYTES, Tag, WORDS, open};
 use neap_abi::{AgentControl, EpitaphRecord, Hello, Payload, Region, RegionKind, VERSION};
 use neap_host::device::DeviceWindow;
@@ -46,6 +46,15 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct View {
     window: Source,
+}
+
+/// What a loader says of what it booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The slot: "B, on trial".
+    pub slot: String,
+    /// The slot that it refused, and why.
+    pub refused: Option<String>,
 }
 
 /// Where a window can be read.
@@ -102,9 +111,21 @@ impl View {
 
     /// The hello page, checked.
     pub fn hello(&self) -> Result<Hello> {
+        Ok(Hello::read(&self.page()?, self.bytes()?, VERSION)?)
+    }
+
+    /// What booted the IPU, as its loader tells it.
+    pub fn origin(&self) -> Result<Option<Origin>> {
+        let page = self.page()?;
+        let origin = hello::origin(&page);
+        Ok(origin
+            .map(|(slot, refused)| Origin { slot: slot.to_owned(), refused: refused.map(str::to_owned) }))
+    }
+
+    fn page(&self) -> Result<Vec<u8>> {
         let mut page = vec![0; HELLO_BYTES];
         self.read(&mut page, 0).context("reading the hello page")?;
-        Ok(Hello::read(&page, self.bytes()?, VERSION)?)
+        Ok(page)
     }
 
     /// The window's size in bytes.

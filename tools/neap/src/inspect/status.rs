@@ -13,6 +13,7 @@ use neap_host::report::EpitaphReport;
 use serde_json::{Value, json};
 
 use super::scene::{Place, Scene, Seen};
+use super::snapshot::Origin;
 use crate::driver::agents;
 use crate::enclaves::EnclaveAsked;
 use crate::{print, report};
@@ -23,6 +24,7 @@ impl Seen {
         json!({
             "hello": self.hello.as_ref().ok().map(of_hello),
             "hello_error": self.hello.as_ref().err().map(|error| format!("{error:#}")),
+            "boot": self.origin.as_ref().map(of_origin),
             "agent": self.agent.as_ref().map(of_agent),
             "running": running.as_ref().map(of_identity),
             "standby": standby.as_ref().map(of_identity),
@@ -37,6 +39,7 @@ impl Seen {
             Ok(hello) => rows("hello page", &of_hello(hello)),
             Err(error) => format!("{error:#}"),
         }];
+        lines.extend(self.origin.as_ref().map(|origin| rows("booted", &of_origin(origin))));
         lines.push(match &self.agent {
             Some(agent) => rows("agent", &of_agent(agent)),
             None => "no agent has written its control line".to_owned(),
@@ -159,6 +162,11 @@ fn of_hello(hello: &Hello) -> Value {
         "tasks": hello.tasks,
         "regions": hello.regions().count(),
     })
+}
+
+fn of_origin(origin: &Origin) -> Value {
+    let Origin { slot, refused } = origin;
+    json!({ "slot": slot, "refused": refused })
 }
 
 fn of_agent(agent: &AgentControl) -> Value {
@@ -292,6 +300,16 @@ mod tests {
         );
         assert!(words.contains("pc 0x40201234, address 0xdead0000, syndrome 0x96000045"), "{words}");
         assert!(words.contains("the last task_new of CPU 1, task 7"), "{words}");
+    }
+
+    #[test]
+    fn what_booted_and_what_was_refused_is_told_where_a_loader_has_said_it() {
+        let scene = crate::inspect::scene::tests::example();
+        let json = json(&scene);
+        assert_eq!(json["enclaves"][0]["boot"], Value::Null);
+        assert_eq!(json["enclaves"][1]["boot"]["slot"], "A");
+        let lines = scene.places[1].seen.lines().join("\n");
+        assert!(lines.contains("B: it was tried once and was not confirmed"), "{lines}");
     }
 
     #[test]

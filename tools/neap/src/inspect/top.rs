@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use neap_host::ledger::{Quantiles, Span};
 use neap_host::report::EpitaphReport;
 use ratatui::DefaultTerminal;
 use ratatui::buffer::Buffer;
@@ -22,6 +23,7 @@ use ratatui::widgets::{Block, BorderType, Row, Table, Widget};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::scene::{Place, Scene};
+use super::snapshot::Origin;
 use super::status;
 use crate::measured::EnclaveMeasured;
 use crate::report::{count, per_second, percent, time};
@@ -211,6 +213,7 @@ impl Section {
 fn picture(scene: &Scene, rates: &Rates, columns: u16) -> Buffer {
     let sections = [
         enclaves(scene, rates),
+        booted(scene),
         latency(scene),
         outcomes(scene),
         agents(scene),
@@ -276,10 +279,29 @@ fn enclaves(scene: &Scene, rates: &Rates) -> Section {
     section
 }
 
-/// Latency, stage by stage: one row for each that is known of an enclave.
+/// What a loader said that it booted; a refusal should be seen.
+fn booted(scene: &Scene) -> Section {
+    let mut section = Section::new(" booted ", ["", "slot", "refused"]);
+    for place in &scene.places {
+        let Some(Origin { slot, refused }) = &place.seen.origin else { continue };
+        let cells = [place.number.to_string(), slot.clone(), refused.clone().unwrap_or_else(unknown)];
+        match refused {
+            Some(_) => section.alarm(cells, Color::Yellow),
+            None => section.row(cells),
+        }
+    }
+    section
+}
+
+/// Latency, stage by stage: one row for each that is known of an enclave, the ledger's first, in their order.
 fn latency(scene: &Scene) -> Section {
     let mut section = Section::new(" latency ", ["", "stage", "p50", "p99"]);
     for (place, host) in hosts(scene) {
+        for span in Span::ALL {
+            let Quantiles { count: 1.., p50_ns, p99_ns, .. } = host.ledger.step(span) else { continue };
+            let of = |ns: u64| time(ns as f64 / 1000.0);
+            section.row([place.number.to_string(), span.name().replace('_', " "), of(p50_ns), of(p99_ns)]);
+        }
         let stages = [
             ("message to commit, not prestaged", &host.round_trip),
             ("request, arrival to end", &host.request),
@@ -427,6 +449,9 @@ mod tests {
         }
         let second = line(&text, "shinjuku  on_host");
         assert!(second.contains("1,200") && second.contains("120"), "{second}");
+        assert!(line(&text, "seen to decided").contains("0.3 µs  1.2 µs"), "{text}");
+        assert!(!text.contains("published to taken"), "nobody has told of it: {text}");
+        assert!(line(&text, "not confirmed").contains("A"), "{text}");
         assert!(line(&text, "message to commit").contains("30.0 µs  300 µs"), "{text}");
         assert!(line(&text, "task_stale").contains("8"));
         assert!(line(&text, "running  ").contains("12,400"));

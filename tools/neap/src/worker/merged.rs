@@ -108,6 +108,7 @@ fn of_enclave(report: &Report, asked: &EnclaveAsked, offered: u64) -> EnclaveMea
         comebacks: report.comebacks,
         request: summary(&report.request),
         round_trip: summary(&report.round_trip),
+        ledger: ledger(std::slice::from_ref(report)),
         epitaphs: report.epitaphs.iter().map(|epitaph| epitaph.in_words()).collect(),
     }
 }
@@ -186,6 +187,7 @@ fn so_far_of(enclave: u16, now: &Snapshot, asked: &EnclaveAsked) -> EnclaveMeasu
         comebacks: now.comebacks,
         request: of(now.request_p50_us, now.request_p99_us),
         round_trip: of(now.round_trip_p50_us, now.round_trip_p99_us),
+        ledger: LedgerMeasured { steps: now.ledger.clone(), ..LedgerMeasured::default() },
         ..EnclaveMeasured::default()
     }
 }

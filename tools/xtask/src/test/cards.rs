@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use neap_loader::image::{Draft, PartKind, Verified};
 use neap_loader::slots::Slot;
 use rand::{RngExt, SeedableRng};
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::{Verdict, sessions};
 use crate::card_disk::{DISK_BYTES_MIN, Disk, Medium};
-use crate::card_image::Recipe;
+use crate::card_image::{Recipe, application};
 use crate::ipu::Ipu;
 use crate::machine::Uefi;
 use crate::progress::Step;
@@ -48,7 +48,7 @@ impl Images {
             let agents: Vec<String> = agents.iter().map(|&name| name.to_owned()).collect();
             Recipe { board: BOARD, agents: &agents, security_version: 1, args: "" }.build(&key)
         };
-        let (first, second) = (image(&[])?, image(&["shinjuku"])?);
+        let (second, first) = (image(&["shinjuku"])?, image(&[])?);
         ensure!(image(&[])? == first, "two builds of one image differ");
         Ok(Self { key, first, second })
     }
@@ -131,21 +131,27 @@ struct Card {
 impl Card {
     /// One whose first slot holds an image on trial.
     fn new(images: &Images) -> Result<Self> {
-        let setup::Uefi { code, vars: variables } = setup::uefi()?;
         let loader = firmware::loader()?;
         let loader = fs::read(&loader).with_context(|| format!("{} can't be read", loader.display()))?;
+        let card = Self::made(&loader, &[images.key.verifying_key()])?;
+        card.flash(&images.first)?;
+        Ok(card)
+    }
+
+    /// One that trusts no key and has nothing in its slots: the application is all there is.
+    fn with(application: &[u8]) -> Result<Self> {
+        Self::made(application, &[])
+    }
+
+    fn made(loader: &[u8], keys: &[VerifyingKey]) -> Result<Self> {
+        let setup::Uefi { code, vars: variables } = setup::uefi()?;
         let directory = tempfile::Builder::new().prefix("neap-card-").tempdir()?;
         let card = Self { qemu: setup::qemu()?, code, directory };
         fs::copy(&variables, card.variables())
             .with_context(|| format!("{} can't be copied", variables.display()))?;
         let medium = File::create_new(card.file()).context("the disk can't be made")?;
         medium.set_len(DISK_BYTES_MIN)?;
-        Disk::format(
-            OpenOptions::new().read(true).write(true).open(card.file())?,
-            &loader,
-            &[images.key.verifying_key()],
-        )?;
-        card.flash(&images.first)?;
+        Disk::format(OpenOptions::new().read(true).write(true).open(card.file())?, loader, keys)?;
         Ok(card)
     }
 
@@ -165,8 +171,19 @@ impl Card {
         self.disk()?.flash(image, &mut |_| {})
     }
 
-    /// Boots it, waits until the console says `words`, and has a host's tasks decided.
-    fn works(&self, words: &[&str]) -> Result<()> {
+    /// Boots it, waits until the console says `words`, and has a host's tasks decided. The window says the same: it is of `slot`,
+    /// and that `refused` was.
+    fn works(&self, words: &[&str], slot: &str, refused: Option<&str>) -> Result<()> {
+        self.booted(words, slot, refused, sessions::works)
+    }
+
+    fn booted(
+        &self,
+        words: &[&str],
+        slot: &str,
+        refused: Option<&str>,
+        works: impl FnOnce(&mut sessions::Ipu) -> Result<()>,
+    ) -> Result<()> {
         let variables = self.variables();
         let disk = self.file();
         let uefi = Uefi { code: &self.code, variables: &variables, disk: &disk };
@@ -175,8 +192,16 @@ impl Card {
             says(&mut ipu, words)?;
         }
         let mut host = sessions::Ipu::of(ipu);
-        let worked = sessions::works(&mut host);
-        worked.with_context(|| format!("its console said:\n{}", host.console()))
+        let worked = works(&mut host);
+        worked.with_context(|| format!("its console said:\n{}", host.console()))?;
+        let told = host.origin()?;
+        let (is, was) = told.as_ref().map_or(("", None), |(slot, why)| (slot.as_str(), why.as_deref()));
+        ensure!(
+            is == slot
+                && was.is_some_and(|was| refused.is_some_and(|why| was.contains(why))) == refused.is_some(),
+            "expected: the window tells of slot {slot}, and of {refused:?} refused; it tells of {told:?}"
+        );
+        Ok(())
     }
 }
 
@@ -211,24 +236,35 @@ pub(super) fn boots(verdict: &mut Verdict, images: &Images) -> Result<()> {
         fs::write(&raw, good.part(runtime))?;
         sessions::works(&mut sessions::Ipu::of(Ipu::boot(&card.qemu, &raw, 2, 1)?))
     })?;
-    tried("booting a disk's first image by UEFI".to_owned(), &|| card.works(&["booting slot A, on trial"]))?;
+    tried("booting a UEFI application that an image is bound into".to_owned(), &|| {
+        let bound = application(&images.key.verifying_key(), &images.first)?;
+        Card::with(&bound)?.works(&["booting the image that is bound"], "none, bound", None)
+    })?;
+    tried("booting a disk's first image by UEFI".to_owned(), &|| {
+        card.works(&["booting slot A, on trial"], "A, on trial", None)
+    })?;
     tried("it has confirmed itself by the next boot".to_owned(), &|| {
-        card.works(&["slot A has confirmed itself, and stays", "booting slot A"])?;
+        card.works(&["slot A has confirmed itself, and stays", "booting slot A"], "A", None)?;
         ensure!(card.disk()?.state()?.state.good == Some(Slot::A), "slot A was not confirmed");
         Ok(())
     })?;
     for (what, spoil, reason) in BAD {
         tried(format!("a new image {what} gives way to the one before"), &|| {
             ensure!(card.flash(&spoil(images)?)? == Slot::B, "slot A is not the good one");
-            card.works(&[reason, "booting slot A"])?;
+            card.works(&[reason, "booting slot A"], "A", Some(reason))?;
             ensure!(card.disk()?.state()?.state.good == Some(Slot::A), "slot A is not the good one any more");
             Ok(())
         })?;
     }
     tried("a good new image is tried, and stays".to_owned(), &|| {
         card.flash(&images.second)?;
-        card.works(&["booting slot B, on trial"])?;
-        card.works(&["slot B has confirmed itself, and stays"])?;
+        card.works(&["booting slot B, on trial"], "B, on trial", None)?;
+        // It brings an agent more.
+        let by_another = |host: &mut sessions::Ipu| {
+            sessions::works_by(host, "shinjuku")?;
+            sessions::works(host)
+        };
+        card.booted(&["slot B has confirmed itself, and stays"], "B", None, by_another)?;
         ensure!(card.disk()?.state()?.state.good == Some(Slot::B), "slot B was not confirmed");
         Ok(())
     })

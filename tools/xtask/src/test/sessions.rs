@@ -84,6 +84,11 @@ impl Ipu {
         self.ipu.console()
     }
 
+    /// What its loader said that it booted, and what it refused.
+    pub(super) fn origin(&self) -> Result<Option<(String, Option<String>)>> {
+        Ok(HostWindow::new(self.ipu.window(0).map()?).origin())
+    }
+
     /// A host's settings for the next session.
     fn attachment(&mut self) -> Attachment {
         self.session += 1;
@@ -138,6 +143,28 @@ pub(super) fn works(ipu: &mut Ipu) -> Result<()> {
         }
     })?;
     sound(&report)
+}
+
+/// As [`works`], by another policy, whose agent comes with the firmware.
+pub(super) fn works_by(ipu: &mut Ipu, policy: &str) -> Result<()> {
+    let attachment = Attachment { policy: policy.to_owned(), ..ipu.attachment() };
+    let config = Config { attachment, vectors: VECTORS, drain: PATIENCE };
+    let report = worker::host(&ipu.socket(), &config, &Tasks, |host| {
+        for request in 0..REQUESTS {
+            while host.submit(request).is_err() {
+                thread::yield_now();
+            }
+        }
+    })?;
+    let by_ipu = report.decisions_by_level[0];
+    ensure!(
+        report.tasks_finished == REQUESTS
+            && report.tasks_lost + report.tasks_doubled == 0
+            && by_ipu >= REQUESTS
+            && report.agent_ended.is_none(),
+        "{REQUESTS} tasks by {policy}, but {report:?}"
+    );
+    Ok(())
 }
 
 /// Whether a host's work went as it must.
