@@ -120,6 +120,8 @@ pub struct Words<'a> {
     pub slot: &'a str,
     /// What was refused and why, if anything was: `neap,refused`.
     pub refused: Option<&'a str>,
+    /// Agents that come with it, as its bundle has them, one behind the other: `neap,agents`.
+    pub agents: &'a [u8],
     /// Where the routine lies that confirms it, if it is on trial: `neap,confirm`.
     pub confirm: Option<u64>,
 }
@@ -157,6 +159,9 @@ pub fn tree(tree: &[u8], words: &Words<'_>, pieces: &[Range<u64>]) -> Result<Vec
     set(chosen, "neap,slot", words.slot)?;
     if let Some(refused) = words.refused {
         set(chosen, "neap,refused", refused)?;
+    }
+    if !words.agents.is_empty() {
+        set(chosen, "neap,agents", words.agents)?;
     }
     if let Some(confirm) = words.confirm {
         set(chosen, "neap,confirm", confirm)?;
@@ -231,8 +236,13 @@ mod tests {
 
     #[test]
     fn the_runtime_reads_what_it_is_told() {
-        let words =
-            Words { args: "neap.exit=1", slot: "A", refused: Some("B: rotten"), confirm: Some(7 << 12) };
+        let words = Words {
+            args: "neap.exit=1",
+            slot: "A",
+            refused: Some("B: rotten"),
+            agents: &[1, 2, 3],
+            confirm: Some(7 << 12),
+        };
         let pieces = [0x4000_0000..0x4044_0000, 0x43fe_0000..0x4800_0000];
         let tree = tree(TREE, &words, &pieces).unwrap();
         let board = Board::from_tree(&tree).unwrap();
@@ -243,6 +253,7 @@ mod tests {
         let chosen = fdt.root().child("chosen").unwrap();
         let text = |name| chosen.property(name).and_then(|text| text.value_as::<&str>().ok());
         assert_eq!((text("neap,slot"), text("neap,refused")), (Some("A"), Some("B: rotten")));
+        assert_eq!(chosen.property("neap,agents").map(|agents| agents.value()), Some(&[1, 2, 3][..]));
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub struct Part {
 pub enum PartKind {
     /// The runtime, as arm64 boots it (`Image`).
     Runtime,
-    /// An agent's image.
+    /// An agent, as the runtime's bundle has it.
     Agent,
 }
 

@@ -1,4 +1,5 @@
-//! The agents that come with the firmware: their images, compressed (LZ4 blocks), one behind the other.
+//! The agents that come with the firmware, in its own image or handed on by its loader: their images, compressed (LZ4 blocks), one
+//! behind the other.
 //!
 //! | bytes | |
 //! | --- | --- |
@@ -10,8 +11,12 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use spin::Once;
+
 /// What the build put together; empty where it was given no agents.
 static BUNDLE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bundle.bin"));
+/// What the loader has handed on.
+static HANDED: Once<&[u8]> = Once::new();
 /// Bytes before a block.
 const HEAD_BYTES: usize = 12;
 
@@ -37,9 +42,18 @@ pub fn find(policy: u32) -> Option<Bundled> {
     all().find(|bundled| bundled.policy == policy)
 }
 
-/// All agents, up to the first that is none.
+/// Takes what the loader has handed on into the bundle, behind what is in it. Once.
+pub fn add(agents: &'static [u8]) {
+    HANDED.call_once(|| agents);
+}
+
+/// All agents, of each part up to the first that is none.
 pub fn all() -> impl Iterator<Item = Bundled> {
-    let mut rest = BUNDLE;
+    within(BUNDLE).chain(within(HANDED.get().copied().unwrap_or_default()))
+}
+
+fn within(bundle: &'static [u8]) -> impl Iterator<Item = Bundled> {
+    let mut rest = bundle;
     core::iter::from_fn(move || {
         let (head, behind) = rest.split_at_checked(HEAD_BYTES)?;
         let [policy, image_bytes, block_bytes] = core::array::from_fn(|word| {

@@ -127,6 +127,7 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
         unsafe { log::attach(*core, *region) };
     }
     audit::note();
+    bundle::add(machine.agents);
     let Machine { board, map, gic, interface, message_frame, timer, .. } = machine;
     let shared = cores::share(Shared {
         gic,

@@ -12,7 +12,7 @@ use object::elf::PT_LOAD;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object};
 
-use crate::firmware;
+use crate::firmware::{self, Kind};
 use crate::setup;
 
 /// Boards that images are built for.
@@ -96,7 +96,7 @@ pub fn application(key: &VerifyingKey, image: &[u8]) -> Result<Vec<u8>> {
 pub struct Recipe<'a> {
     /// The board that it is for, one of [`BOARDS`].
     pub board: &'a str,
-    /// Agents beside the one that the runtime always brings, by name: they come with it, for hosts that ask for their policies.
+    /// Agents beside the one that the runtime brings, by name: the loader hands them to it, for hosts that ask for their policies.
     pub agents: &'a [String],
     /// The image's security version.
     pub security_version: u32,
@@ -120,14 +120,12 @@ impl Recipe<'_> {
         // The runtime stops at a word that it does not know, and a card that stops is a journey.
         BootArgs::parse(args)?;
         setup::all()?;
-        let elf = firmware::runtime_with(agents)?.elf;
+        let elf = firmware::build(&Kind::Runtime)?.elf;
         let elf = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
         let runtime = raw(&elf)?;
         let mut built = Vec::new();
         for name in agents {
-            let image = firmware::agent_image(name)?;
-            let bytes = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
-            built.push((name.as_str(), bytes));
+            built.push((name.as_str(), firmware::bundled(name)?));
         }
         let mut parts = vec![(PartKind::Runtime, "runtime", runtime.as_slice())];
         parts.extend(built.iter().map(|(name, bytes)| (PartKind::Agent, *name, bytes.as_slice())));

@@ -78,22 +78,13 @@ pub fn build(kind: &Kind) -> Result<FirmwareImage> {
 
 /// As [`build`], with cargo features of the image's package.
 pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
-    let bundle = if *kind == Kind::Runtime { Some(bundle(&[])?) } else { None };
-    build_as(kind, features, bundle.as_deref())
-}
-
-/// The runtime with more agents in its bundle than the one that it always brings, by name.
-pub fn runtime_with(agents: &[String]) -> Result<FirmwareImage> {
-    build_as(&Kind::Runtime, &[], Some(&bundle(agents)?))
-}
-
-fn build_as(kind: &Kind, features: &[&str], bundle: Option<&Path>) -> Result<FirmwareImage> {
+    let bundle = if *kind == Kind::Runtime { Some(bundle()?) } else { None };
     let mut options = vec!["--package", kind.package(), "--bin", kind.bin()];
     let features = features.join(",");
     if !features.is_empty() {
         options.extend(["--features", &features]);
     }
-    let mut programs = build_programs(kind.bin(), &options, bundle)?;
+    let mut programs = build_programs(kind.bin(), &options, bundle.as_deref())?;
     let elf = programs.remove(kind.bin());
     let elf = elf.with_context(|| format!("cargo built no program {} in {}", kind.bin(), kind.package()))?;
     FirmwareImage::open(&elf)
@@ -164,32 +155,26 @@ fn pack(elf: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Builds the bundle of agents, with `more` than it always has, and returns its file.
-fn bundle(more: &[String]) -> Result<PathBuf> {
-    let mut names = BUNDLED.to_vec();
-    for name in more {
-        ensure!(
-            AGENTS.contains(&name.as_str()),
-            "there is no agent {name} that a policy is found by: {} are",
-            AGENTS.join(", ")
-        );
-        if !names.contains(&name.as_str()) {
-            names.push(name);
-        }
-    }
-    let mut bundle = Vec::new();
-    for &name in &names {
-        let image = agent_image(name)?;
-        let image = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
-        let block = compressed(&image)?;
-        for word in [policy_id(name), image.len() as u32, block.len() as u32] {
-            bundle.extend(word.to_le_bytes());
-        }
-        bundle.extend(block);
-    }
-    let path = paths::target_dir().join("agents").join(format!("{}.bundle", names.join("+")));
+/// Builds the bundle of agents and returns its file.
+fn bundle() -> Result<PathBuf> {
+    let bundle = BUNDLED.iter().map(|name| bundled(name)).collect::<Result<Vec<_>>>()?.concat();
+    let path = paths::target_dir().join("agents").join("bundle");
     write_if_new(&path, &bundle)?;
     Ok(path)
+}
+
+/// Builds an agent, and returns it as a bundle has it.
+pub fn bundled(name: &str) -> Result<Vec<u8>> {
+    ensure!(
+        AGENTS.contains(&name),
+        "there is no agent {name} that a policy is found by: {} are",
+        AGENTS.join(", ")
+    );
+    let image = agent_image(name)?;
+    let image = fs::read(&image).with_context(|| format!("{} can't be read", image.display()))?;
+    let block = compressed(&image)?;
+    let head = [policy_id(name), image.len() as u32, block.len() as u32].map(u32::to_le_bytes);
+    Ok([head.as_flattened(), &block].concat())
 }
 
 /// An LZ4 block, as the runtime's `bundle` reads it. It is made once and loaded by every card, so the compressor takes its time.

@@ -158,10 +158,12 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> 
     // It was checked when it was chosen; this finds its parts again.
     let (manifest, _) =
         neap_loader::image::Manifest::alleged(&chosen.image).map_err(|_| handover::Unfit::Header)?;
-    let runtime = manifest.parts.iter().find(|part| part.kind == PartKind::Runtime);
-    let runtime =
-        runtime.and_then(|part| chosen.image.get(part.offset as usize..)?.get(..part.bytes as usize));
-    let runtime = runtime.ok_or(handover::Unfit::Header)?;
+    let parts = |kind| {
+        let parts = manifest.parts.iter().filter(move |part| part.kind == kind);
+        parts.filter_map(|part| chosen.image.get(part.offset as usize..)?.get(..part.bytes as usize))
+    };
+    let runtime = parts(PartKind::Runtime).next().ok_or(handover::Unfit::Header)?;
+    let agents = parts(PartKind::Agent).collect::<Vec<_>>().concat();
     let image = handover::place(runtime, &board.memory)?;
     claim(&image, "the runtime's place")?;
     // SAFETY: claimed, and so nobody else's.
@@ -183,7 +185,7 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> 
     let kept = memory_of(|kind| !is_left(kind))?;
     let pieces = handover::pieces(&board.memory, &board.windows, &image, &kept)?;
     let Chosen { slot, refused, .. } = chosen;
-    let words = Words { args: &manifest.args, slot, refused: refused.as_deref(), confirm };
+    let words = Words { args: &manifest.args, slot, refused: refused.as_deref(), agents: &agents, confirm };
     let tree = handover::tree(tree, &words, &pieces)?;
     // The runtime has to take it; if not, its words are better read here.
     Board::from_tree(&tree)?;

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use heapless::{String, Vec};
 use safe_mmio::UniqueMmioPointer;
 
-use super::tree::told;
+use super::tree::{handed, told};
 use super::{Board, TreeError, find_tree};
 use crate::board::console;
 use crate::board::gic::{CoreInterface, Gic, GicError, MessageFrame};
@@ -46,6 +46,8 @@ pub struct Machine {
     pub timer: Timer,
     /// What the loader says of what it booted: the slot, and behind a line feed what it refused. Empty without one.
     pub origin: String<ORIGIN_BYTES_MAX>,
+    /// The agents that the loader hands on. They lie below the image, where nobody writes.
+    pub agents: &'static [u8],
     /// The functions whose doorbells have been taken, a bit each.
     doorbells_taken: u32,
 }
@@ -145,6 +147,9 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
             let _ = before.chars().chain(words.chars()).try_for_each(|char| origin.push(char));
         }
     }
+    // A tree above the image lies in memory that will be others'.
+    let is_kept = |agents: &&[u8]| (agents.as_ptr_range().end as u64) <= boot::image().text.start;
+    let agents = handed(tree).filter(is_kept).unwrap_or_default();
     let board = Board::from_tree(tree)?;
     if board.console.start != CONSOLE as u64 {
         return Err(TreeError::Missing("PL011 console at 0x900_0000").into());
@@ -192,6 +197,7 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
         functions,
         configuration,
         origin,
+        agents,
         doorbells_taken: 0,
     })
 }

@@ -219,6 +219,12 @@ pub(super) fn told<'a>(bytes: &'a [u8], what: &str) -> Option<&'a str> {
     text(&Fdt::new(bytes).ok()?.root().child("chosen")?, what)
 }
 
+/// The agents that the loader hands on, as a bundle has them.
+#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
+pub(super) fn handed(bytes: &[u8]) -> Option<&[u8]> {
+    Fdt::new(bytes).ok()?.root().child("chosen")?.property("neap,agents")?.value_as().ok()
+}
+
 fn conduit(root: FdtNode<'_>) -> Result<Conduit, TreeError> {
     let psci = root.child("psci").ok_or(TreeError::Missing("/psci"))?;
     match text(&psci, "method") {

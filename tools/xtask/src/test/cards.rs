@@ -48,7 +48,7 @@ impl Images {
             let agents: Vec<String> = agents.iter().map(|&name| name.to_owned()).collect();
             Recipe { board: BOARD, agents: &agents, security_version: 1, args: "" }.build(&key)
         };
-        let (second, first) = (image(&["shinjuku"])?, image(&[])?);
+        let (first, second) = (image(&[])?, image(&["shinjuku"])?);
         ensure!(image(&[])? == first, "two builds of one image differ");
         Ok(Self { key, first, second })
     }
