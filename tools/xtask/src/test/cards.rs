@@ -17,7 +17,8 @@ use tempfile::TempDir;
 
 use super::{Verdict, sessions};
 use crate::card_disk::{DISK_BYTES_MIN, Disk, Medium};
-use crate::card_image::{Recipe, application};
+use crate::card_image::{Recipe, application, raw};
+use crate::firmware::Kind;
 use crate::ipu::Ipu;
 use crate::machine::Uefi;
 use crate::progress::Step;
@@ -82,15 +83,16 @@ impl Images {
 type Spoil = fn(&Images) -> Result<Vec<u8>>;
 
 /// What is wrong with a new image, and what the console says of it.
-const BAD: [(&str, Spoil, &str); 4] = [
+const BAD: [(&str, Spoil, &str); 5] = [
     ("signed by a stranger", of_a_stranger, "which is none of those that are trusted here"),
     ("cut short", cut_short, "is not what was signed"),
     ("that gives up at its start", gives_up, "it was tried once and was not confirmed"),
+    ("that panics at its start", panics, "it was tried once and was not confirmed"),
     ("that hangs before it is confirmed", hangs, "it was tried once and was not confirmed"),
 ];
 
 fn of_a_stranger(images: &Images) -> Result<Vec<u8>> {
-    resigned(images, &SigningKey::from_bytes(&[7; 32]), "", None)
+    resigned(images, &SigningKey::from_bytes(&[7; 32]), "", |_| {})
 }
 
 fn cut_short(images: &Images) -> Result<Vec<u8>> {
@@ -98,25 +100,35 @@ fn cut_short(images: &Images) -> Result<Vec<u8>> {
 }
 
 fn gives_up(images: &Images) -> Result<Vec<u8>> {
-    resigned(images, &images.key, "neap.unknown=1", None)
+    resigned(images, &images.key, "neap.unknown=1", |_| {})
+}
+
+fn panics(images: &Images) -> Result<Vec<u8>> {
+    let elf = firmware::build_with(&Kind::Runtime, &["panics"])?.elf;
+    let elf = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
+    let raw = raw(&elf)?;
+    resigned(images, &images.key, "", |runtime| *runtime = raw)
 }
 
 /// arm64's `Image` with nothing but `b .` in the place of the runtime: nothing can interrupt it.
 fn hangs(images: &Images) -> Result<Vec<u8>> {
     const HERE: u32 = 0x1400_0000;
-    resigned(images, &images.key, "", Some(HERE))
+    resigned(images, &images.key, "", |runtime| runtime[..4].copy_from_slice(&HERE.to_le_bytes()))
 }
 
-/// The second image with other words for the runtime, or another first instruction of it, signed anew.
-fn resigned(images: &Images, key: &SigningKey, args: &str, first: Option<u32>) -> Result<Vec<u8>> {
+/// The second image with other words for the runtime, or with the runtime changed, signed anew.
+fn resigned(
+    images: &Images,
+    key: &SigningKey,
+    args: &str,
+    change: impl FnOnce(&mut Vec<u8>),
+) -> Result<Vec<u8>> {
     let good = Verified::check(&images.second, &[images.key.verifying_key()])?;
     let mut manifest = good.manifest.clone();
     manifest.args = args.to_owned();
     let runtime = manifest.parts.iter().find(|part| part.kind == PartKind::Runtime);
     let mut runtime = good.part(runtime.context("an image has a runtime")?).to_vec();
-    if let Some(first) = first {
-        runtime[..4].copy_from_slice(&first.to_le_bytes());
-    }
+    change(&mut runtime);
     let parts = vec![(PartKind::Runtime, "runtime", runtime.as_slice())];
     Ok(Draft { manifest, parts }.sign(key)?)
 }
