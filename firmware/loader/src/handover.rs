@@ -253,7 +253,8 @@ mod tests {
         let chosen = fdt.root().child("chosen").unwrap();
         let text = |name| chosen.property(name).and_then(|text| text.value_as::<&str>().ok());
         assert_eq!((text("neap,slot"), text("neap,refused")), (Some("A"), Some("B: rotten")));
-        assert_eq!(chosen.property("neap,agents").map(|agents| agents.value()), Some(&[1, 2, 3][..]));
+        let agents = chosen.property("neap,agents").and_then(|agents| agents.value_as::<&[u8]>().ok());
+        assert_eq!(agents, Some(&[1, 2, 3][..]));
     }
 
     #[test]

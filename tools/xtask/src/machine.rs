@@ -40,6 +40,8 @@ pub struct Uefi<'a> {
     pub variables: &'a Path,
     /// The disk.
     pub disk: &'a Path,
+    /// Whether it describes the machine by ACPI's tables, and not by a device tree.
+    pub by_acpi: bool,
 }
 
 impl Machine {
@@ -70,9 +72,9 @@ impl Machine {
     /// The command that has UEFI boot a disk, its console on stdout: with a watchdog that resets the machine. What words the
     /// firmware gets stands in the image. Fails as [`Machine::command`].
     pub fn command_of_disk(&self, qemu: &Path, uefi: &Uefi<'_>) -> Result<Command> {
-        let Uefi { code, variables, disk } = uefi;
+        let Uefi { code, variables, disk, by_acpi } = uefi;
         // Without ACPI it hands a device tree on.
-        let mut command = self.bare(qemu, ",acpi=off")?;
+        let mut command = self.bare(qemu, if *by_acpi { "" } else { ",acpi=off" })?;
         let flash = |unit: u32, file: &Path, how: &str| {
             format!("if=pflash,unit={unit},format=raw,file={}{how}", escaped(file))
         };
@@ -180,13 +182,21 @@ mod tests {
     #[test]
     fn uefi_has_its_variables_a_disk_and_a_watchdog_and_boots_again() {
         let machine = Machine::new(2, Path::new("/w"), WINDOW_BYTES);
-        let uefi = Uefi { code: Path::new("/c"), variables: Path::new("/v"), disk: Path::new("/d,1") };
+        let uefi = Uefi {
+            code: Path::new("/c"),
+            variables: Path::new("/v"),
+            disk: Path::new("/d,1"),
+            by_acpi: false,
+        };
         let command = machine.command_of_disk(Path::new("qemu"), &uefi).unwrap();
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
         let line = words.join(" ");
         assert!(line.contains("unit=0,format=raw,file=/c,readonly=on"), "{line}");
         assert!(line.contains("unit=1,format=raw,file=/v -drive"), "{line}");
-        assert!(line.contains("file=/d,,1") && line.contains("i6300esb"), "{line}");
+        assert!(
+            line.contains("acpi=off") && line.contains("file=/d,,1") && line.contains("i6300esb"),
+            "{line}"
+        );
         assert!(!line.contains("-no-reboot") && !line.contains("-kernel"), "{line}");
     }
 

@@ -4,6 +4,7 @@
 //! 2. That a slot is tried is on the disk before anything of it is entered.
 //! 3. What can't be booted says why, and a trial that fails here ends in a reset, which boots the other slot.
 
+mod acpi;
 mod confirm;
 mod disk;
 mod trouble;
@@ -218,12 +219,15 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> 
     unsafe { loader::enter(place, image.start, &written) }
 }
 
-/// The firmware's device tree.
+/// The firmware's device tree, or one that says what its ACPI tables say.
 fn tree() -> Result<&'static [u8], Trouble> {
     let find = |table: &[ConfigTableEntry]| {
         table.iter().find(|entry| entry.guid == TREE).map(|entry| entry.address.expose_provenance() as u64)
     };
-    let address = uefi::system::with_config_table(find).ok_or(Trouble::NoTree)?;
+    let Some(address) = uefi::system::with_config_table(find) else {
+        let tree = acpi::tree().ok_or(Trouble::NoTree)?.map_err(Trouble::Acpi)?;
+        return Ok(Vec::leak(tree));
+    };
     // SAFETY: the firmware says that a tree is there, and keeps it.
     Ok(unsafe { find_tree(address) }?)
 }

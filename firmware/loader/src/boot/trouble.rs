@@ -3,6 +3,7 @@
 use core::fmt;
 
 use neap_hal::board::qemu_virt::TreeError;
+use neap_loader::acpi::Undescribed;
 use neap_loader::handover::Unfit;
 use neap_loader::image::Refusal;
 use neap_loader::slots::Nothing;
@@ -31,6 +32,8 @@ pub enum Trouble {
     Nothing(Nothing),
     /// The machine is described by nothing that is understood.
     NoTree,
+    /// Its description by tables.
+    Acpi(Undescribed),
     /// Its description.
     Tree(TreeError),
     /// Its memory.
@@ -57,8 +60,9 @@ impl fmt::Display for Trouble {
             }
             Self::Nothing(nothing) => nothing.fmt(f),
             Self::NoTree => f.write_str(
-                "the firmware hands on no device tree: start QEMU with -M virt,acpi=off, or set the firmware to device trees",
+                "the firmware hands on neither a device tree nor ACPI's tables, so nothing is known of the machine",
             ),
+            Self::Acpi(error) => error.fmt(f),
             Self::Tree(error) => error.fmt(f),
             Self::Unfit(unfit) => unfit.fmt(f),
             Self::Memory { what, status } => write!(f, "the firmware has no memory for {what}: {status}"),
