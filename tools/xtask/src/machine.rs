@@ -61,6 +61,8 @@ impl Machine {
     /// The command that boots `elf`, its console on stdout. Fails where QEMU would not take the machine.
     pub fn command(&self, qemu: &Path, elf: &Path) -> Result<Command> {
         let mut command = self.bare(qemu, "")?;
+        // An image that is under test ends QEMU; a card has nobody who answers to that.
+        command.args(["-semihosting-config", "enable=on,target=native"]);
         command.arg("-no-reboot");
         if !self.bootargs.is_empty() {
             command.args(["-append", &self.bootargs.join(" ")]);
@@ -116,7 +118,6 @@ impl Machine {
         }
         command.args(["-nodefaults", "-display", "none"]);
         command.args(["-chardev", "stdio,id=console", "-serial", "chardev:console"]);
-        command.args(["-semihosting-config", "enable=on,target=native"]);
         command.args(["-m", &format!("{}M", (RAM_BYTES + windows_bytes) >> 20)]);
         command.args(["-object", &format!("memory-backend-ram,id=m0,size={}M", RAM_BYTES >> 20)]);
         command.args(["-numa", "node,nodeid=0,memdev=m0"]);
