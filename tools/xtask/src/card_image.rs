@@ -116,7 +116,7 @@ impl Recipe<'_> {
             "nothing is built for board {MOUNT_EVANS}: its register map is not public, and Neap guesses no address. Missing are\n  {}",
             OF_A_CARD.join("\n  ")
         );
-        ensure!(BOARDS.contains(&board), "there is no board {board}: {} are", BOARDS.join(", "));
+        ensure!(BOARDS.contains(&board), "there is no board {board}; there are: {}", BOARDS.join(", "));
         // The runtime stops at a word that it does not know, and a card that stops is a journey.
         BootArgs::parse(args)?;
         setup::all()?;
@@ -138,5 +138,21 @@ impl Recipe<'_> {
             parts: Vec::new(),
         };
         Ok(Draft { manifest, parts }.sign(key)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_board_that_nothing_is_known_of_is_refused_with_what_is_missing() {
+        let build = |board| {
+            let recipe = Recipe { board, agents: &[], security_version: 1, args: "" };
+            recipe.build(&SigningKey::from_bytes(&[1; 32])).unwrap_err().to_string()
+        };
+        let refusal = build(MOUNT_EVANS);
+        assert!(OF_A_CARD.iter().all(|what| refusal.contains(what)), "{refusal}");
+        assert_eq!(build("raspberry"), "there is no board raspberry; there are: qemu_virt");
     }
 }

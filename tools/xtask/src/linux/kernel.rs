@@ -42,8 +42,9 @@ find . \( -path ./scripts -o -path ./tools -o -path ./rust \) -prune -o \
     \( -name '*.o' -o -name '*.a' -o -name '.*.cmd' \) -type f -exec rm {} +
 "#;
 
-/// Has what follows in a script leave most of the processors to others that want them, but not all: guests spin.
-const GIVING_WAY: &str = "renice -n 4 -p $$ > /dev/null\n";
+/// Has what follows in a script run only where nobody else wants the processor. With a share of its own it is done no sooner, for there
+/// is no idle time to be had, and what it is made beside is done later.
+const GIVING_WAY: &str = "chrt --idle --pid 0 $$\n";
 
 /// The types that a BPF program sees.
 const TYPES: &str = r#"
@@ -88,7 +89,7 @@ impl Kernel {
         Self::made(root, flavour, true)
     }
 
-    /// As [`Kernel::ready`], and says nothing of it, and lets what else is done go before.
+    /// As [`Kernel::ready`], and says nothing of it, and takes no processor that anything else wants.
     pub fn ready_quietly(root: &Root, flavour: Flavour) -> Result<Self> {
         Self::made(root, flavour, false)
     }

@@ -134,28 +134,26 @@ const REQUESTS: u64 = 1000;
 
 /// A host's tasks each run once, in order.
 pub(super) fn works(ipu: &mut Ipu) -> Result<()> {
-    let config = Config { attachment: ipu.attachment(), vectors: VECTORS, drain: PATIENCE };
-    let report = worker::host(&ipu.socket(), &config, &Tasks, |host| {
+    let attachment = ipu.attachment();
+    sound(&worked(ipu, attachment)?)
+}
+
+/// A host's tasks, by whatever policy it asks for.
+fn worked(ipu: &Ipu, attachment: Attachment) -> Result<Report> {
+    let config = Config { attachment, vectors: VECTORS, drain: PATIENCE };
+    Ok(worker::host(&ipu.socket(), &config, &Tasks, |host| {
         for request in 0..REQUESTS {
             while host.submit(request).is_err() {
                 thread::yield_now();
             }
         }
-    })?;
-    sound(&report)
+    })?)
 }
 
 /// As [`works`], by another policy, whose agent comes with the firmware.
 pub(super) fn works_by(ipu: &mut Ipu, policy: &str) -> Result<()> {
     let attachment = Attachment { policy: policy.to_owned(), ..ipu.attachment() };
-    let config = Config { attachment, vectors: VECTORS, drain: PATIENCE };
-    let report = worker::host(&ipu.socket(), &config, &Tasks, |host| {
-        for request in 0..REQUESTS {
-            while host.submit(request).is_err() {
-                thread::yield_now();
-            }
-        }
-    })?;
+    let report = worked(ipu, attachment)?;
     let by_ipu = report.decisions_by_level[0];
     ensure!(
         report.tasks_finished == REQUESTS
