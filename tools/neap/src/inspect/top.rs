@@ -449,7 +449,7 @@ mod tests {
         }
         let second = line(&text, "shinjuku  on_host");
         assert!(second.contains("1,200") && second.contains("120"), "{second}");
-        assert!(line(&text, "seen to decided").contains("0.3 µs  1.2 µs"), "{text}");
+        assert!(line(&text, "seen to decided").contains("0.3 µs   1.2 µs"), "{text}");
         assert!(!text.contains("published to taken"), "nobody has told of it: {text}");
         assert!(line(&text, "not confirmed").contains("A"), "{text}");
         assert!(line(&text, "message to commit").contains("30.0 µs  300 µs"), "{text}");
