@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use neap_abi::epitaph::RECORD_BYTES;
-use neap_abi::hello::{HELLO_BYTES, Hello, HelloError, MAGIC, origin};
+use neap_abi::hello::{self, HELLO_BYTES, Hello, HelloError, MAGIC};
 use neap_abi::image::NAME_BYTES;
 use neap_abi::{Epitaph, EpitaphRecord, Region, RegionKind, Version};
 use neap_hal::soc::window::ClaimError;
@@ -48,6 +48,24 @@ pub enum HostWindowError {
     },
 }
 
+/// What a loader says of what it booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The slot: "B, on trial".
+    pub slot: String,
+    /// The slot that it refused, and why.
+    pub refused: Option<String>,
+}
+
+impl Origin {
+    /// As a hello page that was read says it.
+    #[must_use]
+    pub fn of(page: &[u8]) -> Option<Self> {
+        let (slot, refused) = hello::origin(page)?;
+        Some(Self { slot: slot.to_owned(), refused: refused.map(str::to_owned) })
+    }
+}
+
 /// A mapped window.
 #[derive(Debug)]
 pub struct HostWindow {
@@ -76,11 +94,10 @@ impl HostWindow {
         Hello::read(&self.copy(0, bytes.min(HELLO_BYTES)), bytes as u64, ours)
     }
 
-    /// What booted the IPU, as its loader tells it: the slot, and what was refused and why.
+    /// What booted the IPU, as its loader tells it.
     #[must_use]
-    pub fn origin(&self) -> Option<(String, Option<String>)> {
-        let page = self.copy(0, self.mapping.bytes().min(HELLO_BYTES));
-        origin(&page).map(|(slot, refused)| (slot.to_owned(), refused.map(str::to_owned)))
+    pub fn origin(&self) -> Option<Origin> {
+        Origin::of(&self.copy(0, self.mapping.bytes().min(HELLO_BYTES)))
     }
 
     /// Writes the hello page, for an agent on the host.

@@ -28,7 +28,6 @@ pub fn disk(options: &DiskOptions) -> Result<()> {
     });
     let image = image.transpose()?;
     let loader = firmware::loader()?;
-    let loader = read(&loader)?;
     let medium = claim(out, *force)?;
     let mut disk = Disk::format(medium, &loader, &keys).with_context(|| out.display().to_string())?;
     if let Some(image) = &image {

@@ -81,14 +81,21 @@ pub fn raw(elf: &[u8]) -> Result<Vec<u8>> {
     Ok(image)
 }
 
+/// Builds the runtime with these cargo features, as `Image`.
+///
+/// # Errors
+/// It can't be built.
+pub fn runtime(features: &[&str]) -> Result<Vec<u8>> {
+    let elf = firmware::build_with(&Kind::Runtime, features)?.elf;
+    raw(&fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?)
+}
+
 /// A UEFI application that boots `image`, which `key` has signed, and no other.
 ///
 /// # Errors
 /// The loader can't be built.
 pub fn application(key: &VerifyingKey, image: &[u8]) -> Result<Vec<u8>> {
-    let loader = firmware::loader()?;
-    let loader = fs::read(&loader).with_context(|| format!("{} can't be read", loader.display()))?;
-    Ok(bind(&loader, key, image)?)
+    Ok(bind(&firmware::loader()?, key, image)?)
 }
 
 /// What an image is made of.
@@ -120,9 +127,7 @@ impl Recipe<'_> {
         // The runtime stops at a word that it does not know, and a card that stops is a journey.
         BootArgs::parse(args)?;
         setup::all()?;
-        let elf = firmware::build(&Kind::Runtime)?.elf;
-        let elf = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
-        let runtime = raw(&elf)?;
+        let runtime = runtime(&[])?;
         let mut built = Vec::new();
         for name in agents {
             built.push((name.as_str(), firmware::bundled(name)?));

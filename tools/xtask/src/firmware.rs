@@ -90,12 +90,13 @@ pub fn build_with(kind: &Kind, features: &[&str]) -> Result<FirmwareImage> {
     FirmwareImage::open(&elf)
 }
 
-/// Builds the loader, and returns the UEFI application.
-pub fn loader() -> Result<PathBuf> {
+/// Builds the loader, and returns the UEFI application's bytes.
+pub fn loader() -> Result<Vec<u8>> {
     const BIN: &str = "neap-loader";
     setup::loader_target()?;
     let mut programs = build_for(LOADER_TARGET, "the loader", &["--package", BIN, "--bin", BIN], None)?;
-    programs.remove(BIN).with_context(|| format!("cargo built no program {BIN} in {BIN}"))
+    let file = programs.remove(BIN).with_context(|| format!("cargo built no program {BIN} in {BIN}"))?;
+    fs::read(&file).with_context(|| format!("{} can't be read", file.display()))
 }
 
 /// Builds all programs of `qemu-tests`, by name.

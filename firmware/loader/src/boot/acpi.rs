@@ -9,6 +9,7 @@ use uefi::proto::pci::configuration::ResourceRangeType;
 use uefi::proto::pci::root_bridge::PciRootBridgeIo;
 use uefi::table::cfg::ConfigTableEntry;
 
+use super::configured;
 use super::disk::open;
 
 /// The longest table, in bytes: more is none.
@@ -18,18 +19,15 @@ const XSDT_AT: usize = 24;
 
 /// The device tree that says what the firmware's tables say; none where it has no tables.
 pub fn tree() -> Option<Result<Vec<u8>, Undescribed>> {
-    let find = |table: &[ConfigTableEntry]| {
-        let entry = table.iter().find(|entry| entry.guid == ConfigTableEntry::ACPI2_GUID);
-        entry.map(|entry| entry.address.expose_provenance())
-    };
-    let pointer = uefi::system::with_config_table(find)?;
+    let pointer = configured(ConfigTableEntry::ACPI2_GUID)?;
     Some(described(pointer).map(|described| described.tree()))
 }
 
-fn described(pointer: usize) -> Result<Described, Undescribed> {
+fn described(pointer: u64) -> Result<Described, Undescribed> {
     // SAFETY: the firmware's word that its root pointer is there, of 36 bytes.
-    let pointer =
-        unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance::<u8>(pointer), 36) };
+    let pointer = unsafe {
+        core::slice::from_raw_parts(core::ptr::with_exposed_provenance::<u8>(pointer as usize), 36)
+    };
     let list = word(&pointer[XSDT_AT..]).and_then(table).ok_or(Undescribed::Table("XSDT"))?;
     let find = |signature: &[u8; 4], name| {
         let mut all = list[HEADER_BYTES..].chunks_exact(8).filter_map(word).filter_map(table);

@@ -30,7 +30,6 @@ use neap_loader::slots::{Choice, Slot, State};
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::mem::memory_map::MemoryMap;
 use uefi::runtime::{self, ResetType};
-use uefi::table::cfg::ConfigTableEntry;
 use uefi::{Guid, Status, guid, println};
 
 use disk::Disk;
@@ -219,12 +218,16 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> 
     unsafe { loader::enter(place, image.start, &written) }
 }
 
+/// Where the firmware has laid what goes by that name.
+fn configured(guid: Guid) -> Option<u64> {
+    uefi::system::with_config_table(|table| {
+        table.iter().find(|entry| entry.guid == guid).map(|entry| entry.address.expose_provenance() as u64)
+    })
+}
+
 /// The firmware's device tree, or one that says what its ACPI tables say.
 fn tree() -> Result<&'static [u8], Trouble> {
-    let find = |table: &[ConfigTableEntry]| {
-        table.iter().find(|entry| entry.guid == TREE).map(|entry| entry.address.expose_provenance() as u64)
-    };
-    let Some(address) = uefi::system::with_config_table(find) else {
+    let Some(address) = configured(TREE) else {
         let tree = acpi::tree().ok_or(Trouble::NoTree)?.map_err(Trouble::Acpi)?;
         return Ok(Vec::leak(tree));
     };

@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use heapless::{String, Vec};
 use safe_mmio::UniqueMmioPointer;
 
-use super::tree::{handed, told};
+use super::tree::told;
 use super::{Board, TreeError, find_tree};
 use crate::board::console;
 use crate::board::gic::{CoreInterface, Gic, GicError, MessageFrame};
@@ -141,7 +141,7 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
     let tree = unsafe { find_tree(x0) }?;
     let mut origin = String::new();
     for (what, before) in [("neap,slot", ""), ("neap,refused", "\n")] {
-        if let Some(words) = told(tree, what) {
+        if let Some(words) = told::<&str>(tree, what) {
             say!("neap: {} {words}", &what[5..]);
             // What has no room is cut.
             let _ = before.chars().chain(words.chars()).try_for_each(|char| origin.push(char));
@@ -149,7 +149,7 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
     }
     // A tree above the image lies in memory that will be others'.
     let is_kept = |agents: &&[u8]| (agents.as_ptr_range().end as u64) <= boot::image().text.start;
-    let agents = handed(tree).filter(is_kept).unwrap_or_default();
+    let agents = told(tree, "neap,agents").filter(is_kept).unwrap_or_default();
     let board = Board::from_tree(tree)?;
     if board.console.start != CONSOLE as u64 {
         return Err(TreeError::Missing("PL011 console at 0x900_0000").into());

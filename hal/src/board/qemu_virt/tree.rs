@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use dtoolkit::fdt::{Fdt, FdtNode};
-use dtoolkit::{Node, Property};
+use dtoolkit::{FromPropertyValue, Node, Property};
 use heapless::Vec;
 
 use super::{Board, ENCLAVES_MAX};
@@ -73,7 +73,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Board, TreeError> {
         memory,
         spare,
         windows,
-        confirm: confirm(root),
+        confirm: chosen(root, "neap,confirm"),
         cores: cores(root)?,
         gic: controller(root)?,
         console: register_block(console, 0, "PL011 console")?,
@@ -208,21 +208,15 @@ fn apertures(pcie: FdtNode<'_>) -> Result<Apertures, TreeError> {
     Ok(Apertures { low: low.ok_or(bad)?, high })
 }
 
-/// The loader's routine, where the image is on trial.
-fn confirm(root: FdtNode<'_>) -> Option<u64> {
-    root.child("chosen")?.property("neap,confirm")?.value_as().ok()
+/// What is chosen for this boot, if it is there and of this form.
+fn chosen<'a, T: FromPropertyValue<'a>>(root: FdtNode<'a>, what: &str) -> Option<T> {
+    root.child("chosen")?.property(what)?.value_as().ok()
 }
 
-/// What the loader says of the image: which slot it came from, and which was refused.
+/// What the loader says of the image, and hands on with it.
 #[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
-pub(super) fn told<'a>(bytes: &'a [u8], what: &str) -> Option<&'a str> {
-    text(&Fdt::new(bytes).ok()?.root().child("chosen")?, what)
-}
-
-/// The agents that the loader hands on, as a bundle has them.
-#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
-pub(super) fn handed(bytes: &[u8]) -> Option<&[u8]> {
-    Fdt::new(bytes).ok()?.root().child("chosen")?.property("neap,agents")?.value_as().ok()
+pub(super) fn told<'a, T: FromPropertyValue<'a>>(bytes: &'a [u8], what: &str) -> Option<T> {
+    chosen(Fdt::new(bytes).ok()?.root(), what)
 }
 
 fn conduit(root: FdtNode<'_>) -> Result<Conduit, TreeError> {

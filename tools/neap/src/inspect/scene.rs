@@ -8,8 +8,9 @@ use anyhow::Result;
 use neap_abi::{AgentControl, EpitaphRecord, Hello};
 use neap_host::device::{Device, Info};
 use neap_host::manager::Agents;
+use neap_host::window::Origin;
 
-use super::snapshot::{Origin, Snapshot, View};
+use super::snapshot::{Snapshot, View};
 use crate::driver::agents;
 use crate::enclaves::EnclaveAsked;
 use crate::measured::EnclaveMeasured;
@@ -67,10 +68,13 @@ pub struct Seen {
 impl Seen {
     /// Reads a window.
     pub fn in_view(view: &View) -> Result<Self> {
-        let hello = view.hello();
-        let (origin, agent, agents, epitaphs) = match &hello {
-            Ok(hello) => (view.origin()?, view.agent(hello)?, view.agents(hello)?, view.epitaphs(hello)?),
-            Err(_) => (None, None, Agents::default(), Vec::new()),
+        let (hello, origin) = match view.greeting() {
+            Ok((hello, origin)) => (Ok(hello), origin),
+            Err(error) => (Err(error), None),
+        };
+        let (agent, agents, epitaphs) = match &hello {
+            Ok(hello) => (view.agent(hello)?, view.agents(hello)?, view.epitaphs(hello)?),
+            Err(_) => (None, Agents::default(), Vec::new()),
         };
         Ok(Self { hello, origin, agent, agents, epitaphs })
     }

@@ -6,12 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use neap_abi::hello::{self, HELLO_BYTES};
+use neap_abi::hello::HELLO_BYTES;
 use neap_abi::line::{LINE_BYTES, Tag, WORDS, open};
 use neap_abi::{AgentControl, EpitaphRecord, Hello, Payload, Region, RegionKind, VERSION};
 use neap_host::device::DeviceWindow;
 use neap_host::manager::Agents;
-use neap_host::window::records;
+use neap_host::window::{Origin, records};
 use xtask::paths;
 
 use crate::measured::Measured;
@@ -46,15 +46,6 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct View {
     window: Source,
-}
-
-/// What a loader says of what it booted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// The slot: "B, on trial".
-    pub slot: String,
-    /// The slot that it refused, and why.
-    pub refused: Option<String>,
 }
 
 /// Where a window can be read.
@@ -111,21 +102,14 @@ impl View {
 
     /// The hello page, checked.
     pub fn hello(&self) -> Result<Hello> {
-        Ok(Hello::read(&self.page()?, self.bytes()?, VERSION)?)
+        Ok(self.greeting()?.0)
     }
 
-    /// What booted the IPU, as its loader tells it.
-    pub fn origin(&self) -> Result<Option<Origin>> {
-        let page = self.page()?;
-        let origin = hello::origin(&page);
-        Ok(origin
-            .map(|(slot, refused)| Origin { slot: slot.to_owned(), refused: refused.map(str::to_owned) }))
-    }
-
-    fn page(&self) -> Result<Vec<u8>> {
+    /// The hello page, checked, and what it says of what booted.
+    pub fn greeting(&self) -> Result<(Hello, Option<Origin>)> {
         let mut page = vec![0; HELLO_BYTES];
         self.read(&mut page, 0).context("reading the hello page")?;
-        Ok(page)
+        Ok((Hello::read(&page, self.bytes()?, VERSION)?, Origin::of(&page)))
     }
 
     /// The window's size in bytes.

@@ -10,10 +10,10 @@ use neap_abi::supervisor::{Binding, Books, Identity};
 use neap_abi::{AgentControl, EpitaphRecord, Hello, Version};
 use neap_host::manager::Agents;
 use neap_host::report::EpitaphReport;
+use neap_host::window::Origin;
 use serde_json::{Value, json};
 
 use super::scene::{Place, Scene, Seen};
-use super::snapshot::Origin;
 use crate::driver::agents;
 use crate::enclaves::EnclaveAsked;
 use crate::{print, report};

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use neap_host::ledger::{Quantiles, Span};
 use neap_host::report::EpitaphReport;
+use neap_host::window::Origin;
 use ratatui::DefaultTerminal;
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
@@ -23,7 +24,6 @@ use ratatui::widgets::{Block, BorderType, Row, Table, Widget};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::scene::{Place, Scene};
-use super::snapshot::Origin;
 use super::status;
 use crate::measured::EnclaveMeasured;
 use crate::report::{count, per_second, percent, time};

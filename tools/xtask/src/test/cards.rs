@@ -17,8 +17,7 @@ use tempfile::TempDir;
 
 use super::{Verdict, sessions};
 use crate::card_disk::{DISK_BYTES_MIN, Disk, Medium};
-use crate::card_image::{Recipe, application, raw};
-use crate::firmware::Kind;
+use crate::card_image::{Recipe, application, runtime};
 use crate::ipu::Ipu;
 use crate::machine::Uefi;
 use crate::progress::Step;
@@ -104,10 +103,8 @@ fn gives_up(images: &Images) -> Result<Vec<u8>> {
 }
 
 fn panics(images: &Images) -> Result<Vec<u8>> {
-    let elf = firmware::build_with(&Kind::Runtime, &["panics"])?.elf;
-    let elf = fs::read(&elf).with_context(|| format!("{} can't be read", elf.display()))?;
-    let raw = raw(&elf)?;
-    resigned(images, &images.key, "", |runtime| *runtime = raw)
+    let panicking = runtime(&["panics"])?;
+    resigned(images, &images.key, "", |runtime| *runtime = panicking)
 }
 
 /// arm64's `Image` with nothing but `b .` in the place of the runtime: nothing can interrupt it.
@@ -145,9 +142,7 @@ struct Card {
 impl Card {
     /// One whose first slot holds an image on trial.
     fn new(images: &Images) -> Result<Self> {
-        let loader = firmware::loader()?;
-        let loader = fs::read(&loader).with_context(|| format!("{} can't be read", loader.display()))?;
-        let card = Self::made(&loader, &[images.key.verifying_key()])?;
+        let card = Self::made(&firmware::loader()?, &[images.key.verifying_key()])?;
         card.flash(&images.first)?;
         Ok(card)
     }
@@ -209,10 +204,15 @@ impl Card {
         let worked = works(&mut host);
         worked.with_context(|| format!("its console said:\n{}", host.console()))?;
         let told = host.origin()?;
-        let (is, was) = told.as_ref().map_or(("", None), |(slot, why)| (slot.as_str(), why.as_deref()));
+        let is_told = told.as_ref().is_some_and(|told| {
+            let refusal = match (&told.refused, refused) {
+                (Some(told), Some(why)) => told.contains(why),
+                (told, why) => told.is_none() && why.is_none(),
+            };
+            told.slot == slot && refusal
+        });
         ensure!(
-            is == slot
-                && was.is_some_and(|was| refused.is_some_and(|why| was.contains(why))) == refused.is_some(),
+            is_told,
             "expected: the window tells of slot {slot}, and of {refused:?} refused; it tells of {told:?}"
         );
         Ok(())

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use neap_abi::{AgentControl, AgentState, Clock, Message, MessageKind, RegionKind, Tag, VERSION, Version};
 use neap_host::link::{AttachError, Attachment, Link};
 use neap_host::report::Report;
-use neap_host::window::HostWindow;
+use neap_host::window::{HostWindow, Origin};
 use neap_host::worker::{self, Config, Step as WorkStep, Work, WorkerError};
 use neap_queue::Producer;
 use neap_vipu::Peer;
@@ -85,7 +85,7 @@ impl Ipu {
     }
 
     /// What its loader said that it booted, and what it refused.
-    pub(super) fn origin(&self) -> Result<Option<(String, Option<String>)>> {
+    pub(super) fn origin(&self) -> Result<Option<Origin>> {
         Ok(HostWindow::new(self.ipu.window(0).map()?).origin())
     }
 

@@ -309,6 +309,7 @@ fn unload(rig: &mut Rig) -> Result<()> {
     let workers = work(rig)?;
     decided(rig, &workers)?;
     rig.unload()?;
+    until_scheduler(rig, "disabled")?;
     rig.until_work(&workers, ROUNDS)?;
     let sessions = rig.ipus[0].sessions;
     rig.load(PARAMETERS)?;

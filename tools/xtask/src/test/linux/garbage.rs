@@ -24,7 +24,7 @@ pub(super) const CASES: &[Case] = &[
 
 const SEED: u64 = 0x6e65_6170_6761_7262;
 /// How long each lasts.
-const TIME: Duration = Duration::from_secs(2);
+const TIME: Duration = Duration::from_secs(3);
 
 /// Has `scribble` write what it likes while work goes on; then all is well again.
 fn survives(

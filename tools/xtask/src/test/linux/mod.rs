@@ -211,7 +211,12 @@ fn one(rig: &mut Rig, case: &Case) -> Result<()> {
     (case.run)(rig)?;
     rig.end_workers()?;
     let same = agents == rig.ipus.iter().map(|ipu| ipu.agents).sum::<u32>();
-    rig.until("no task is left", SETTLE, |rig| rig.ipus.iter().all(|ipu| ipu.view.tasks.is_empty()))?;
+    let settled =
+        rig.until("no task is left", SETTLE, |rig| rig.ipus.iter().all(|ipu| ipu.view.tasks.is_empty()));
+    settled.with_context(|| {
+        let left: Vec<u32> = rig.ipus.iter().flat_map(|ipu| ipu.view.tasks.keys().copied()).collect();
+        format!("there are {left:?}")
+    })?;
     // What an agent that has ended was to be told is told to nobody.
     if same {
         balanced(rig, &before)?;
