@@ -271,6 +271,8 @@ impl Device {
             c if c == Manage::Kill as u32 => Manage::Kill,
             c if c == Manage::Audit as u32 => Manage::Audit,
             c if c == Manage::Unload as u32 => Manage::Unload,
+            c if c == Manage::ReadDisk as u32 => Manage::ReadDisk,
+            c if c == Manage::WriteDisk as u32 => Manage::WriteDisk,
             _ => return Err(EINVAL),
         };
         let line = ManagerLine {

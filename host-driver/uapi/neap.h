@@ -55,7 +55,7 @@ enum neap_fault {
 struct neap_manage {
 	__u32 size;
 	__u32 command;
-	__u32 policy;		/* the first four bytes of its name, little-endian */
+	__u32 policy;		/* the first four bytes of its name, little-endian; of the disk's commands the sector */
 	__u32 image_bytes;	/* of what lies in the image region; 0 for the bundle's */
 	__u32 incarnation;
 	__u32 grace_us;

@@ -19,6 +19,7 @@ pub mod line;
 pub mod logring;
 pub mod message;
 pub mod outcome;
+pub mod slots;
 pub mod supervisor;
 pub mod txn;
 pub mod version;

@@ -50,11 +50,20 @@ pub enum Manage {
     Audit = 7,
     /// Forget what is laid out.
     Unload = 8,
+    /// Copy `image_bytes` bytes of the card's disk, from sector `policy` on, to where images are laid. The answer's detail is
+    /// the disk's sectors, of [`SECTOR_BYTES`](crate::slots::SECTOR_BYTES).
+    ReadDisk = 9,
+    /// The other way round, where that may be written ([`Writable`](crate::slots::Writable)); with no bytes, make durable what
+    /// was written.
+    WriteDisk = 10,
 }
+
+/// Bytes of the disk that one request reads or writes, at most.
+pub const DISK_BYTES_MAX: usize = 64 << 10;
 
 impl Manage {
     /// Every command, in the order of its number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::None,
         Self::Load,
         Self::Replace,
@@ -64,6 +73,8 @@ impl Manage {
         Self::CondemnPoison,
         Self::Audit,
         Self::Unload,
+        Self::ReadDisk,
+        Self::WriteDisk,
     ];
 }
 
@@ -76,7 +87,7 @@ impl Manage {
 /// | 2 | image_bytes 32 |
 /// | 3 | grace_us 32 |
 /// | 4 | trial_us 32 |
-/// | 5 | policy 32 |
+/// | 5 | policy 32; of the disk's commands the sector |
 /// | 6 | incarnation 24 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ManagerLine {
@@ -90,7 +101,7 @@ pub struct ManagerLine {
     pub grace_us: u32,
     /// How long a newcomer may take until the host confirms it, in µs.
     pub trial_us: u32,
-    /// The policy of the bundle's agent that is asked for.
+    /// The policy of the bundle's agent that is asked for; of the disk's commands the first sector.
     pub policy: u32,
     /// The agent that is condemned: one that came after it is not meant. 0 for whichever runs.
     pub incarnation: u32,
@@ -156,11 +167,17 @@ pub enum Reply {
     RolledBack = 8,
     /// The runtime's memory is not what it was: the detail tells which part.
     Damaged = 9,
+    /// The loader has left no disk.
+    NoDisk = 10,
+    /// That may not be read or written so.
+    Forbidden = 11,
+    /// The disk did not do it.
+    DiskFailed = 12,
 }
 
 impl Reply {
     /// Every reply, in the order of its number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Pending,
         Self::Done,
         Self::UnknownCommand,
@@ -171,6 +188,9 @@ impl Reply {
         Self::Busy,
         Self::RolledBack,
         Self::Damaged,
+        Self::NoDisk,
+        Self::Forbidden,
+        Self::DiskFailed,
     ];
 
     /// The reply in words, as the end of a sentence.
@@ -184,9 +204,16 @@ impl Reply {
             Self::NoPolicy => "was refused: the firmware's bundle has no agent for that policy",
             Self::NoMemory => "was refused: the IPU has too little memory left for another agent",
             Self::NoAgent => "was refused: no agent runs",
-            Self::Busy => "was refused: another replacement is under way",
+            Self::Busy => "was refused: another request of its kind is under way",
             Self::RolledBack => "was rolled back: the newcomer failed its trial",
             Self::Damaged => "found the runtime's memory changed",
+            Self::NoDisk => {
+                "was refused: no disk was left to the runtime; it has one where the loader booted it from virtio's"
+            }
+            Self::Forbidden => {
+                "was refused: that part of the disk is not to be written, or the image that runs is on trial still"
+            }
+            Self::DiskFailed => "failed: the disk did not do it",
         }
     }
 }

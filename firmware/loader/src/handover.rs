@@ -124,6 +124,8 @@ pub struct Words<'a> {
     pub agents: &'a [u8],
     /// Where the routine lies that confirms it, if it is on trial: `neap,confirm`.
     pub confirm: Option<u64>,
+    /// The disk that is left to it, in words of its own: `neap,disk`.
+    pub disk: Option<&'a [u64]>,
 }
 
 /// The tree with these words, and with `pieces` for the memory of NUMA node 0.
@@ -166,6 +168,10 @@ pub fn tree(tree: &[u8], words: &Words<'_>, pieces: &[Range<u64>]) -> Result<Vec
     if let Some(confirm) = words.confirm {
         set(chosen, "neap,confirm", confirm)?;
     }
+    if let Some(disk) = words.disk {
+        let bytes: Vec<u8> = disk.iter().flat_map(|word| word.to_be_bytes()).collect();
+        set(chosen, "neap,disk", bytes)?;
+    }
     Ok(tree.to_dtb())
 }
 
@@ -190,6 +196,7 @@ fn push(reg: &mut Vec<u32>, cells: u32, value: u64) -> Result<(), Unfit> {
 mod tests {
     #![expect(clippy::single_range_in_vec_init, reason = "memory in one piece is such a list")]
 
+    use neap_hal::board::pci::virtio::Left;
     use neap_hal::board::qemu_virt::Board;
 
     use super::*;
@@ -197,6 +204,8 @@ mod tests {
     const TREE: &[u8] = include_bytes!("../../../hal/tests/data/virt-gicv2.dtb");
     const MEMORY: Range<u64> = 0x4000_0000..0x4800_0000;
     const IMAGE: Range<u64> = 0x401f_f000..0x4036_0000;
+    const LEFT: Left =
+        Left { notify: 0x3efe_3000, memory: 0x4600_0000, sectors: 1 << 33, writable: [1, 2, 3, 1 << 8] };
 
     fn image(offset: u64, bytes: u64) -> Vec<u8> {
         let mut image = vec![0; 8192];
@@ -242,6 +251,7 @@ mod tests {
             refused: Some("B: rotten"),
             agents: &[1, 2, 3],
             confirm: Some(7 << 12),
+            disk: Some(&LEFT.to_words()),
         };
         let pieces = [0x4000_0000..0x4044_0000, 0x43fe_0000..0x4800_0000];
         let tree = tree(TREE, &words, &pieces).unwrap();
@@ -249,6 +259,7 @@ mod tests {
         assert_eq!((&board.memory, board.spare.as_ref()), (&pieces[0], Some(&pieces[1])));
         assert!(board.args.exit);
         assert_eq!(board.confirm, Some(7 << 12));
+        assert_eq!(board.disk, Some(LEFT));
         let fdt = Fdt::new(&tree).unwrap();
         let chosen = fdt.root().child("chosen").unwrap();
         let text = |name| chosen.property(name).and_then(|text| text.value_as::<&str>().ok());

@@ -1,188 +1,15 @@
 //! Two slots, and which of them is booted.
 //!
-//! The state lies in two copies, written in turn: the newest whole one counts. A flash writes the slot that is not booted, reads it
-//! back, and then writes the state, which is one sector: until that is whole the other copy counts, which knows nothing of the new
-//! image. A new image is tried once: that it is tried is written down before it is entered, so that whatever becomes of it the next
-//! boot knows. Confirmed, it is the good one.
-//!
-//! | at | bytes | |
-//! | --- | --- | --- |
-//! | 0 | 8 | magic, `NEAPSLOT` |
-//! | 8 | 4 | the copy's number: the newer has the higher one, modulo 2^32 |
-//! | 12 | 1 | the good slot: 0 none, 1 A, 2 B |
-//! | 13 | 1 | the slot on trial: likewise |
-//! | 14 | 1 | 1 if it has been tried |
-//! | 15 | 1 | why the last trial failed, as [`Failed`] |
-//! | 16 | 4 | the least security version that is taken |
-//! | 20 | 40 | zero |
-//! | 60 | 4 | CRC-32C of what is before it |
+//! The state ([`neap_abi::slots`]) says it. A flash writes the slot that is not booted, reads it back, and then writes the state,
+//! which is one sector: until that is whole the other copy counts, which knows nothing of the new image. A new image is tried once:
+//! that it is tried is written down before it is entered, so that whatever becomes of it the next boot knows. Confirmed, it is the
+//! good one.
 
 use core::fmt;
 
-use neap_abi::crc::crc32c;
+use neap_abi::slots::{Failed, Slot, State};
 
 use crate::image::Refusal;
-
-/// Bytes of a copy.
-pub const COPY_BYTES: usize = 64;
-/// Copies.
-pub const COPIES: usize = 2;
-const MAGIC: [u8; 8] = *b"NEAPSLOT";
-
-/// A slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    /// The first.
-    A,
-    /// The second.
-    B,
-}
-
-impl Slot {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::A, Self::B];
-
-    /// The other one.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::A => Self::B,
-            Self::B => Self::A,
-        }
-    }
-
-    const fn to_bits(slot: Option<Self>) -> u8 {
-        match slot {
-            None => 0,
-            Some(Self::A) => 1,
-            Some(Self::B) => 2,
-        }
-    }
-
-    const fn from_bits(bits: u8) -> Option<Option<Self>> {
-        match bits {
-            0 => Some(None),
-            1 => Some(Some(Self::A)),
-            2 => Some(Some(Self::B)),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::A => "A",
-            Self::B => "B",
-        })
-    }
-}
-
-/// Why the last trial failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Failed {
-    /// It has not.
-    #[default]
-    Not = 0,
-    /// The image was not confirmed before the next boot.
-    Unconfirmed = 1,
-    /// The image was refused.
-    Refused = 2,
-}
-
-impl Failed {
-    const fn from_bits(bits: u8) -> Option<Self> {
-        match bits {
-            0 => Some(Self::Not),
-            1 => Some(Self::Unconfirmed),
-            2 => Some(Self::Refused),
-            _ => None,
-        }
-    }
-}
-
-/// Which slot is booted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct State {
-    /// The slot whose image has been confirmed.
-    pub good: Option<Slot>,
-    /// The slot with a new image.
-    pub trial: Option<Slot>,
-    /// It has been entered once.
-    pub is_tried: bool,
-    /// What became of the last trial.
-    pub failed: Failed,
-    /// The least security version that is taken.
-    pub security_version: u32,
-}
-
-/// What the copies say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Copies {
-    /// The state.
-    pub state: State,
-    /// Where the next one goes.
-    next: usize,
-    number: u32,
-}
-
-impl Copies {
-    /// From both copies; a fresh disk has neither, and no good slot.
-    #[must_use]
-    pub fn read(copies: [&[u8; COPY_BYTES]; COPIES]) -> Self {
-        let mut newest: Option<Self> = None;
-        for (at, copy) in copies.into_iter().enumerate() {
-            let Some((number, state)) = parse(copy) else { continue };
-            let is_newer = newest.is_none_or(|other| number.wrapping_sub(other.number) < u32::MAX / 2);
-            if is_newer {
-                newest = Some(Self { state, next: (at + 1) % COPIES, number });
-            }
-        }
-        newest.unwrap_or_default()
-    }
-
-    /// The number of the copy that counts; 0 where there is none.
-    #[must_use]
-    pub const fn number(&self) -> u32 {
-        self.number
-    }
-
-    /// What to write for a new state, and over which copy: never over the one that counts.
-    #[must_use]
-    pub fn write(&mut self, state: State) -> (usize, [u8; COPY_BYTES]) {
-        self.number = self.number.wrapping_add(1);
-        self.state = state;
-        let at = self.next;
-        self.next = (at + 1) % COPIES;
-        let mut copy = [0; COPY_BYTES];
-        copy[..8].copy_from_slice(&MAGIC);
-        copy[8..12].copy_from_slice(&self.number.to_le_bytes());
-        copy[12] = Slot::to_bits(state.good);
-        copy[13] = Slot::to_bits(state.trial);
-        copy[14] = u8::from(state.is_tried);
-        copy[15] = state.failed as u8;
-        copy[16..20].copy_from_slice(&state.security_version.to_le_bytes());
-        let crc = crc32c(&copy[..60]);
-        copy[60..].copy_from_slice(&crc.to_le_bytes());
-        (at, copy)
-    }
-}
-
-fn parse(copy: &[u8; COPY_BYTES]) -> Option<(u32, State)> {
-    let word = |at: usize| u32::from_le_bytes([copy[at], copy[at + 1], copy[at + 2], copy[at + 3]]);
-    if copy[..8] != MAGIC || crc32c(&copy[..60]) != word(60) {
-        return None;
-    }
-    let state = State {
-        good: Slot::from_bits(copy[12])?,
-        trial: Slot::from_bits(copy[13])?,
-        is_tried: copy[14] == 1,
-        failed: Failed::from_bits(copy[15])?,
-        security_version: word(16),
-    };
-    Some((word(8), state))
-}
 
 /// What is booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,86 +58,55 @@ impl fmt::Display for Nothing {
 
 impl core::error::Error for Nothing {}
 
-impl State {
-    /// Chooses. `check` says what is wrong with the image in a slot, the least security version being the one given.
-    ///
-    /// # Errors
-    /// Neither slot can be booted.
-    pub fn choose(self, mut check: impl FnMut(Slot, u32) -> Result<(), Refusal>) -> Result<Choice, Nothing> {
-        let mut state = self;
-        let mut refused = None;
-        if let Some(slot) = state.trial {
-            if state.is_tried {
-                refused = Some((slot, Rejected::Unconfirmed));
-                (state.trial, state.is_tried, state.failed) = (None, false, Failed::Unconfirmed);
-            } else {
-                match check(slot, state.security_version) {
-                    Ok(()) => {
-                        state.is_tried = true;
-                        return Ok(Choice { slot, on_trial: true, write: Some(state), refused: None });
-                    }
-                    Err(refusal) => {
-                        refused = Some((slot, Rejected::Image(refusal)));
-                        (state.trial, state.is_tried, state.failed) = (None, false, Failed::Refused);
-                    }
-                }
-            }
-        }
-        // The good one; where there is none, or that has rotted, the other, if it holds an image: better than nothing.
-        let first = state.good.unwrap_or(Slot::A);
-        let mut wrong = [None, None];
-        for slot in [first, first.other()] {
+/// Chooses. `check` says what is wrong with the image in a slot, the least security version being the one given.
+///
+/// # Errors
+/// Neither slot can be booted.
+pub fn choose(
+    before: State,
+    mut check: impl FnMut(Slot, u32) -> Result<(), Refusal>,
+) -> Result<Choice, Nothing> {
+    let mut state = before;
+    let mut refused = None;
+    if let Some(slot) = state.trial {
+        if state.is_tried {
+            refused = Some((slot, Rejected::Unconfirmed));
+            (state.trial, state.is_tried, state.failed) = (None, false, Failed::Unconfirmed);
+        } else {
             match check(slot, state.security_version) {
                 Ok(()) => {
-                    // What is booted where nothing is confirmed can become what is.
-                    let on_trial = state.good.is_none();
-                    if on_trial {
-                        (state.trial, state.is_tried) = (Some(slot), true);
-                    }
-                    let write = (state != self).then_some(state);
-                    return Ok(Choice { slot, on_trial, write, refused });
+                    state.is_tried = true;
+                    return Ok(Choice { slot, on_trial: true, write: Some(state), refused: None });
                 }
                 Err(refusal) => {
-                    refused.get_or_insert((slot, Rejected::Image(refusal.clone())));
-                    wrong[slot as usize] = Some(refusal);
+                    refused = Some((slot, Rejected::Image(refusal)));
+                    (state.trial, state.is_tried, state.failed) = (None, false, Failed::Refused);
                 }
             }
         }
-        let [a, b] = wrong.map(|refusal| refusal.unwrap_or(Refusal::Magic));
-        Err(Nothing { refused: [a, b] })
     }
-
-    /// The slot that a flash writes: not the one that is booted, nor, where none is confirmed yet, the one that was tried.
-    #[must_use]
-    pub fn inactive(self) -> Slot {
-        self.good.or(self.trial.filter(|_| self.is_tried)).map_or(Slot::A, Slot::other)
-    }
-
-    /// The state once the inactive slot holds a new image.
-    #[must_use]
-    pub fn flashed(self) -> Self {
-        let trial = Some(self.inactive());
-        Self { trial, is_tried: false, failed: Failed::Not, ..self }
-    }
-
-    /// The state while the inactive slot is being written: nothing is to be tried of it.
-    #[must_use]
-    pub fn flashing(self) -> Self {
-        Self { trial: None, is_tried: false, ..self }
-    }
-
-    /// The state once the image on trial, of this security version, has shown that it works.
-    #[must_use]
-    pub fn confirmed(self, security_version: u32) -> Self {
-        let Some(slot) = self.trial.filter(|_| self.is_tried) else { return self };
-        Self {
-            good: Some(slot),
-            trial: None,
-            is_tried: false,
-            failed: Failed::Not,
-            security_version: self.security_version.max(security_version),
+    // The good one; where there is none, or that has rotted, the other, if it holds an image: better than nothing.
+    let first = state.good.unwrap_or(Slot::A);
+    let mut wrong = [None, None];
+    for slot in [first, first.other()] {
+        match check(slot, state.security_version) {
+            Ok(()) => {
+                // What is booted where nothing is confirmed can become what is.
+                let on_trial = state.good.is_none();
+                if on_trial {
+                    (state.trial, state.is_tried) = (Some(slot), true);
+                }
+                let write = (state != before).then_some(state);
+                return Ok(Choice { slot, on_trial, write, refused });
+            }
+            Err(refusal) => {
+                refused.get_or_insert((slot, Rejected::Image(refusal.clone())));
+                wrong[slot as usize] = Some(refusal);
+            }
         }
     }
+    let [a, b] = wrong.map(|refusal| refusal.unwrap_or(Refusal::Magic));
+    Err(Nothing { refused: [a, b] })
 }
 
 #[cfg(test)]
@@ -318,6 +114,8 @@ mod tests {
     use alloc::vec::Vec;
 
     use proptest::prelude::*;
+
+    use neap_abi::slots::{COPIES, COPY_BYTES, Copies, Failed};
 
     use super::*;
 
@@ -358,7 +156,7 @@ mod tests {
         }
 
         fn boots(&self) -> Result<Choice, Nothing> {
-            self.state().state.choose(|slot, _| self.check(slot))
+            choose(self.state().state, |slot, _| self.check(slot))
         }
     }
 

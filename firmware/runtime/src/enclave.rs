@@ -130,6 +130,8 @@ pub enum Demand {
     },
     /// Compare the runtime's memory with what it was, and then say [`Enclave::audited`].
     Audit,
+    /// Reach for the disk, and once that has come to an end say [`Enclave::reached`].
+    Disk(ManagerLine),
 }
 
 /// How an agent's time on its core ended.
@@ -220,6 +222,8 @@ pub struct Enclave {
     report: Option<(AgentState, u32, Version)>,
     /// The request whose answer is owed.
     owed: Option<u32>,
+    /// The request that reaches for the disk.
+    reaching: Option<u32>,
     answer: Option<(u32, Reply, u64)>,
     forget: Option<Place>,
     hand_over_due: bool,
@@ -250,6 +254,7 @@ impl Enclave {
             falls: 0,
             report: None,
             owed: None,
+            reaching: None,
             answer: None,
             forget: None,
             hand_over_due: false,
@@ -362,6 +367,7 @@ impl Enclave {
             }
         };
         self.owed = None;
+        self.reaching = None;
         let request = line.request;
         match line.command {
             Manage::None => Demand::Nothing,
@@ -382,6 +388,10 @@ impl Enclave {
             Manage::Audit => {
                 self.owed = Some(request);
                 Demand::Audit
+            }
+            Manage::ReadDisk | Manage::WriteDisk => {
+                self.reaching = Some(request);
+                Demand::Disk(line)
             }
             Manage::Unload => {
                 if self.hands_over() {
@@ -503,6 +513,14 @@ impl Enclave {
         match damaged {
             None => self.settle_owed(Reply::Done, 0),
             Some(part) => self.settle_owed(Reply::Damaged, part),
+        }
+    }
+
+    /// What became of a request that reached for the disk; nobody's, if another has come since.
+    pub fn reached(&mut self, request: u32, reply: Reply, detail: u64) {
+        if self.reaching.take_if(|asked| *asked == request).is_some() {
+            self.tally.commands_refused += u32::from(reply != Reply::Done);
+            self.answer = Some((request, reply, detail));
         }
     }
 

@@ -28,6 +28,8 @@ pub mod audit;
 #[cfg(target_os = "none")]
 pub mod bundle;
 #[cfg(target_os = "none")]
+pub mod card_disk;
+#[cfg(target_os = "none")]
 pub mod cores;
 #[cfg(target_os = "none")]
 pub mod end;

@@ -25,6 +25,7 @@ use neap_hal::say;
 use neap_hal::soc::msix::DoorbellPage;
 use neap_queue::SlotReader;
 
+use crate::card_disk::CardDisk;
 use crate::cores::{self, Core, End, Lent, Shared};
 use crate::enclave::{Action, Came, CoreState, Demand, Enclave, Place, Start};
 use crate::end::{self, Summary, status};
@@ -45,6 +46,8 @@ const SLEEP_NS: u32 = 2_000_000;
 const NAP_NS: u32 = 100_000;
 /// How long an image on trial waits for a host, in µs. Where none has come by then it confirms itself, if all its cores run.
 const HOST_WAIT_US: u64 = 10_000_000;
+/// The same while the disk has something to do, in µs.
+const DISK_LOOK_US: u64 = 100;
 /// Steps of one look at one enclave: more than any event takes, so that one look is bounded.
 const STEPS_MAX: usize = 32;
 
@@ -149,7 +152,9 @@ fn set_up(mut machine: Machine, pages: Pages) -> (Supervisor, CoreIdle) {
         give_up(format_args!("{error}"));
     }
     let trial = board.confirm.map(|routine| (routine, timer.now_ns() / 1000 + HOST_WAIT_US));
-    let mut supervisor = Supervisor { shared, pages, enclaves, cores, trial };
+    // SAFETY: the tree's disk, which the map has; once.
+    let disk = board.disk.and_then(|left| unsafe { CardDisk::new(&left) });
+    let mut supervisor = Supervisor { shared, pages, enclaves, cores, trial, disk };
     for held in &supervisor.enclaves {
         held.report(AgentState::Waiting, 0, VERSION);
     }
@@ -280,6 +285,8 @@ struct Supervisor {
     cores: usize,
     /// The loader's routine and when to call it without a host, in µs, while the image is on trial.
     trial: Option<(u64, u64)>,
+    /// The disk, if the loader has left one.
+    disk: Option<CardDisk>,
 }
 
 impl Held {
@@ -466,7 +473,7 @@ impl Held {
 impl Supervisor {
     /// Looks at every enclave and does what follows; bounded. Returns how long it may sleep, in µs.
     fn look(&mut self) -> u64 {
-        let mut sleep_us = LOOK_US;
+        let mut sleep_us = self.look_at_disk();
         for index in 0..self.enclaves.len() {
             if let Some(deadline_us) = self.attend(index) {
                 sleep_us = sleep_us.min(deadline_us.saturating_sub(self.now_us()));
@@ -475,6 +482,20 @@ impl Supervisor {
         self.confirm();
         self.keep_books();
         sleep_us
+    }
+
+    /// Tells whoever has asked for the disk what became of it. Returns when to look again, in µs.
+    fn look_at_disk(&mut self) -> u64 {
+        if let Some(disk) = &mut self.disk
+            && let Some(asked) = disk.asked
+            && let Some(held) = self.enclaves.get_mut(asked.index)
+        {
+            match disk.ended(&asked, held.window.image.slice().unwrap_or_default()) {
+                Some(reply) => held.enclave.reached(asked.request, reply, disk.sectors),
+                None => return DISK_LOOK_US,
+            }
+        }
+        LOOK_US
     }
 
     /// Confirms an image on trial, once: when a host is content with an agent, or when none has come.
@@ -714,6 +735,17 @@ impl Supervisor {
         match held.enclave.manage(line, now_us) {
             Demand::Nothing => {}
             Demand::Audit => held.enclave.audited(audit::damaged()),
+            Demand::Disk(line) => {
+                let region = held.window.image.slice().unwrap_or_default();
+                let is_trial = self.trial.is_some();
+                let begun = match &mut self.disk {
+                    Some(disk) => disk.begin(index, &line, region, is_trial),
+                    None => Err(Reply::NoDisk),
+                };
+                if let Err(reply) = begun {
+                    held.enclave.reached(line.request, reply, 0);
+                }
+            }
             Demand::LayOut { place, image_bytes, policy } => {
                 // What lay there is forgotten before anything new comes.
                 if let Some(place) = held.enclave.take_forgotten() {

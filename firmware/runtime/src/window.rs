@@ -266,16 +266,19 @@ impl LaidOut {
     }
 }
 
+/// Copies as many bytes as both have.
+pub fn copy(to: &[AtomicU8], from: &[AtomicU8]) {
+    for (to, from) in to.iter().zip(from) {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
 /// Puts a record before a core's others; the oldest goes.
 pub fn bury(region: &Region<'static>, record: &EpitaphRecord) {
     let Ok(bytes) = region.slice::<AtomicU8>() else { return };
     for place in (1..EPITAPHS_KEPT).rev() {
-        for at in 0..RECORD_BYTES {
-            let from = bytes.get((place - 1) * RECORD_BYTES + at);
-            if let (Some(to), Some(from)) = (bytes.get(place * RECORD_BYTES + at), from) {
-                to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-            }
-        }
+        let (before, own) = bytes.split_at_checked(place * RECORD_BYTES).unwrap_or_default();
+        copy(own, before.get(before.len().saturating_sub(RECORD_BYTES)..).unwrap_or_default());
     }
     for (place, byte) in bytes.iter().zip(record.to_bytes()) {
         place.store(byte, Ordering::Release);

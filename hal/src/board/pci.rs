@@ -263,22 +263,34 @@ fn size_high(configuration: &mut impl Configuration, function: Address, bar: u8)
     Ok(size)
 }
 
-fn msix_capability(configuration: &impl Configuration, function: Address) -> Result<u8, PciError> {
+/// The first capability whose header is wanted; 0 if there is none.
+fn capability(
+    configuration: &impl Configuration,
+    function: Address,
+    wanted: impl Fn(u32) -> bool,
+) -> Result<u8, PciError> {
     if configuration.read(function, HEADER_COMMAND) & STATUS_CAPABILITIES == 0 {
-        return Err(PciError::NoMsix(function));
+        return Ok(0);
     }
     let mut offset = configuration.read(function, HEADER_CAPABILITIES) as u8 & !3;
     for _ in 0..CAPABILITIES_MAX {
         if offset == 0 {
-            return Err(PciError::NoMsix(function));
+            return Ok(0);
         }
         let header = configuration.read(function, offset);
-        if header as u8 == CAPABILITY_MSIX {
+        if wanted(header) {
             return Ok(offset);
         }
         offset = (header >> 8) as u8 & !3;
     }
     Err(PciError::CapabilityLoop(function))
+}
+
+fn msix_capability(configuration: &impl Configuration, function: Address) -> Result<u8, PciError> {
+    match capability(configuration, function, |header| header as u8 == CAPABILITY_MSIX)? {
+        0 => Err(PciError::NoMsix(function)),
+        offset => Ok(offset),
+    }
 }
 
 /// The number of MSI-X vectors, having checked that their table starts BAR 1 and fits it.
@@ -296,6 +308,8 @@ fn msix_vectors(
     }
     Ok(vectors)
 }
+
+pub mod virtio;
 
 /// The real configuration space.
 #[cfg(all(

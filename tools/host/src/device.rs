@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use memmap2::MmapOptions;
+use memmap2::{MmapOptions, MmapRaw};
 use neap_abi::control::policy_id;
 use neap_abi::hello::REGION_ALIGN;
 use neap_abi::image::IMAGE_BYTES_MAX;
@@ -20,7 +20,8 @@ use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Updater, ioctl};
 use thiserror::Error;
 
-use crate::manager::{ManageError, name};
+use crate::card_disk::Sectors;
+use crate::manager::{DISK_PATIENCE, ManageError, name};
 
 pub use uapi::{Info, Measured, Settings, UAPI_VERSION};
 pub use window::DeviceWindow;
@@ -280,6 +281,29 @@ impl Device {
         self.carry_out(Manage::Unload, asking(Manage::Unload), timeout)
     }
 
+    /// As [`Sectors::read_sectors`], where somebody else takes what was read out of the window.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_laid(&self, sector: u32, bytes: u32) -> Result<ReplyLine, ManageError> {
+        let _turn = self.turn()?;
+        self.reach(Manage::ReadDisk, sector, bytes)
+    }
+
+    /// As [`Sectors::write_sectors`], where somebody else has laid into the window what is written.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_laid(&self, sector: u32, bytes: u32) -> Result<ReplyLine, ManageError> {
+        let _turn = self.turn()?;
+        self.reach(Manage::WriteDisk, sector, bytes)
+    }
+
+    fn reach(&self, command: Manage, sector: u32, bytes: u32) -> Result<ReplyLine, ManageError> {
+        let asked = uapi::Manage { policy: sector, image_bytes: bytes, ..asking(command) };
+        self.carry_out(command, asked, DISK_PATIENCE)
+    }
+
     /// Waits for its turn among all who manage through this device: an image and the request that names it belong together.
     fn turn(&self) -> Result<Turn<'_>, DeviceError> {
         let locked = self.file.lock();
@@ -289,18 +313,11 @@ impl Device {
 
     /// Lays an image into the window; its size.
     fn lay(&self, image: &[u8]) -> Result<u32, ManageError> {
-        let what = "laying the image into the window";
-        let error = |error| error_of(self.path.clone(), what, error);
-        let hello = self.window()?.hello().map_err(|problem| error(io::Error::other(problem)))?;
-        let region = hello.region(RegionKind::Image, 0);
-        let region = region.ok_or(DeviceError::Unsupported { what })?;
-        let (bytes, max) =
-            (image.len(), IMAGE_BYTES_MAX.min(usize::try_from(region.bytes).unwrap_or(usize::MAX)));
+        let (bytes, max) = (image.len(), IMAGE_BYTES_MAX);
         if bytes > max {
             return Err(ManageError::TooLarge { bytes, max });
         }
-        let length = bytes.next_multiple_of(REGION_ALIGN as usize).max(REGION_ALIGN as usize);
-        let map = MmapOptions::new().offset(region.offset).len(length).map_raw(&self.file).map_err(error)?;
+        let map = self.staging(bytes)?;
         let words = image.chunks(8).map(|chunk| {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
@@ -312,6 +329,17 @@ impl Device {
         }
         // The driver drains the write-combining buffers before it names the image to the IPU.
         Ok(bytes as u32)
+    }
+
+    /// Maps the first bytes of where images are laid, and what it takes to whole pages.
+    fn staging(&self, bytes: usize) -> Result<MmapRaw, DeviceError> {
+        let what = "mapping where images are laid";
+        let error = |error| error_of(self.path.clone(), what, error);
+        let hello = self.window()?.hello().map_err(|problem| error(io::Error::other(problem)))?;
+        let region = hello.region(RegionKind::Image, 0).filter(|region| bytes as u64 <= region.bytes);
+        let region = region.ok_or(DeviceError::Unsupported { what })?;
+        let length = bytes.next_multiple_of(REGION_ALIGN as usize).max(REGION_ALIGN as usize);
+        MmapOptions::new().offset(region.offset).len(length).map_raw(&self.file).map_err(error)
     }
 
     fn carry_out(
@@ -354,6 +382,26 @@ impl Device {
         // SAFETY: by this function's requirement.
         let done = unsafe { ioctl(&self.file, Updater::<COMMAND, T>::new(value)) };
         done.map_err(|error| error_of(self.path.clone(), what, error.into()))
+    }
+}
+
+impl Sectors for Device {
+    fn read_sectors(&self, sector: u32, to: &mut [u8]) -> io::Result<u64> {
+        let _turn = self.turn().map_err(io::Error::other)?;
+        let reply = self.reach(Manage::ReadDisk, sector, to.len() as u32).map_err(io::Error::other)?;
+        let map = self.staging(to.len()).map_err(io::Error::other)?;
+        for (at, chunk) in to.chunks_mut(8).enumerate() {
+            // SAFETY: the mapping has at least as many bytes, and whole words.
+            let word = unsafe { map.as_ptr().cast::<u64>().add(at).read_volatile() };
+            chunk.copy_from_slice(&word.to_ne_bytes()[..chunk.len()]);
+        }
+        Ok(reply.detail)
+    }
+
+    fn write_sectors(&self, sector: u32, bytes: &[u8]) -> io::Result<()> {
+        let _turn = self.turn().map_err(io::Error::other)?;
+        let bytes = self.lay(bytes).map_err(io::Error::other)?;
+        self.reach(Manage::WriteDisk, sector, bytes).map(drop).map_err(io::Error::other)
     }
 }
 

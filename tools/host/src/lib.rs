@@ -9,9 +9,10 @@
 //! [`link`] is `SEND_MESSAGE`, `REGISTER_IRQ_HANDLER`, `READ_TXN` and `SET_TXN_OUTCOME`; [`manager`] is how agents are
 //! loaded, replaced and ended; [`worker`] is a host made of threads, each a host CPU; [`spare`] and [`onhost`] run the
 //! very agent that the IPU runs in this process: the one when the IPU fails, the other in the IPU's place. [`device`] is a machine's
-//! own driver, which does all of this in the kernel. [`trace`] keeps what an agent was told, and tells it again; [`sights`] keeps
+//! own driver, which does all of this in the kernel; [`card_disk`] is what the card was booted from. [`trace`] keeps what an agent was told, and tells it again; [`sights`] keeps
 //! what a host saw, for a timeline; [`ledger`] says how long agents took.
 
+pub mod card_disk;
 pub mod device;
 pub mod event;
 pub mod fifo_check;

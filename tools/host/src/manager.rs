@@ -3,6 +3,7 @@
 //! There is one manager to a window, because a line has one writer. A request is answered by its number; a later one
 //! takes the answer's place, and whoever waited for the earlier is told so.
 
+use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use neap_queue::{Line, SlotWriter};
 use neap_vipu::Peer;
 use thiserror::Error;
 
+use crate::card_disk::Sectors;
 use crate::device::DeviceError;
 use crate::link::SUPERVISOR_VECTOR;
 use crate::window::{HostWindow, HostWindowError};
@@ -92,6 +94,8 @@ pub(crate) const fn name(command: Manage) -> &'static str {
         Manage::CondemnLate | Manage::CondemnFlood | Manage::CondemnPoison => "condemning the agent",
         Manage::Audit => "the audit of the runtime's memory",
         Manage::Unload => "unloading the agent",
+        Manage::ReadDisk => "reading the card's disk",
+        Manage::WriteDisk => "writing to the card's disk",
     }
 }
 
@@ -151,6 +155,9 @@ struct Writer {
     slot: SlotWriter,
     request: u32,
 }
+
+/// How long a request for the disk may take.
+pub(crate) const DISK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The manager of one enclave's agents.
 #[derive(Debug)]
@@ -340,6 +347,33 @@ impl<'w> Manager<'w> {
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Sectors for Manager<'_> {
+    fn read_sectors(&self, sector: u32, to: &mut [u8]) -> io::Result<u64> {
+        let _staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = reaching(Manage::ReadDisk, sector, to.len());
+        let reply = self.carry_out(line, DISK_PATIENCE).map_err(io::Error::other)?;
+        let head = self.window.region_head(&self.hello, RegionKind::Image, to.len());
+        // One that is shorter is no such region.
+        if head.len() != to.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.copy_from_slice(&head);
+        Ok(reply.detail)
+    }
+
+    fn write_sectors(&self, sector: u32, bytes: &[u8]) -> io::Result<()> {
+        let _staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let laid = self.window.set_region_bytes(&self.hello, RegionKind::Image, 0, bytes);
+        laid.map_err(io::Error::other)?;
+        let line = reaching(Manage::WriteDisk, sector, bytes.len());
+        self.carry_out(line, DISK_PATIENCE).map(drop).map_err(io::Error::other)
+    }
+}
+
+fn reaching(command: Manage, sector: u32, bytes: usize) -> ManagerLine {
+    ManagerLine { policy: sector, image_bytes: bytes as u32, ..asking(command) }
 }
 
 const fn asking(command: Manage) -> ManagerLine {

@@ -184,6 +184,13 @@ impl HostWindow {
         Some(self.copy(region.offset, usize::try_from(region.bytes).ok()?))
     }
 
+    /// A copy of a region's first bytes; fewer where it has fewer, none where the hello page names no such region.
+    #[must_use]
+    pub fn region_head(&self, hello: &Hello, kind: RegionKind, bytes: usize) -> Vec<u8> {
+        let region = hello.region(kind, 0);
+        region.map_or_else(Vec::new, |region| self.copy(region.offset, bytes.min(region.bytes as usize)))
+    }
+
     /// Whether the hello page that stands there now is still of boot `boot`.
     #[must_use]
     pub fn is_of_boot(&self, boot: u32) -> bool {

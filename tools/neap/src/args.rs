@@ -258,9 +258,15 @@ pub struct DiskOptions {
 pub struct FlashOptions {
     /// The image, from `neap image build`
     pub image: PathBuf,
-    /// The card's disk
+    /// The card's disk [default: that of the card that runs, by its window]
     #[arg(long, value_name = "FILE|DEVICE")]
-    pub to: PathBuf,
+    pub to: Option<PathBuf>,
+    /// The enclave by whose window a card that runs is reached
+    #[arg(long, default_value_t = 0, value_name = "N", conflicts_with = "to")]
+    pub enclave: u16,
+    /// The driver's device of that enclave, on a machine with a card [default: what runs, else what there is]
+    #[arg(long, value_name = "/dev/neapN", conflicts_with = "to")]
+    pub device: Option<PathBuf>,
     /// The board that it is in
     #[arg(long, default_value = "qemu_virt", value_name = "NAME")]
     pub board: String,
@@ -525,6 +531,12 @@ pub struct RunOptions {
     /// Run the very same agent as a process on the host instead of in QEMU
     #[arg(long)]
     pub on_host: bool,
+    /// Boot the card from a disk of its own (`neap image disk`), by UEFI, in place of the firmware of this checkout
+    ///
+    /// What UEFI keeps lies beside it, in DISK.variables. What cores its enclaves have stands in the
+    /// image (`neap image build --args neap.cores=...`).
+    #[arg(long, value_name = "DISK", conflicts_with = "on_host")]
+    pub disk: Option<PathBuf>,
     /// Print one JSON object instead of a table; what a command writes goes to stderr then
     #[arg(long)]
     pub json: bool,

@@ -1,20 +1,25 @@
 //! `neap image disk` and `neap flash`: a card's disk, and new images for it.
 
+use std::cell::RefCell;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, IsTerminal};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use neap_abi::slots::{Failed, Slot, State};
+use neap_host::card_disk::{CardDisk, Sectors};
 use neap_loader::image::{Manifest, Verified};
-use neap_loader::slots::{Failed, Slot, State};
-use xtask::card_disk::{DISK_BYTES_MIN, Disk, SLOT_BYTES, checked};
+use xtask::card_disk::{DISK_BYTES_MIN, Disk, Medium, SLOT_BYTES, checked};
 use xtask::firmware;
 
 use crate::args::{DiskOptions, FlashOptions};
+use crate::driver::agents::of;
 use crate::image::verifying;
+use crate::manage::{self, Answer, Asked, Host, Line};
 use crate::print;
 
 /// Does what `neap image disk` is asked.
@@ -66,20 +71,53 @@ fn claim(out: &Path, force: bool) -> Result<File> {
 
 /// Does what `neap flash` is asked.
 pub fn flash(options: &FlashOptions) -> Result<()> {
-    let FlashOptions { image: file, to, board, dry_run, force } = options;
-    let image = read(file)?;
-    let name = || to.display().to_string();
-    let mut disk = Disk::open(open(to, *force)?).with_context(|| {
-        format!(
-            "{} is no card's disk; `neap image disk --out` makes one, and all that is there is lost",
-            name()
-        )
+    let FlashOptions { image, to, enclave, device, .. } = options;
+    let image = read(image)?;
+    let Some(to) = to else {
+        return match Host::meant(device.as_deref())? {
+            Host::Machine(devices) => {
+                let device = of(&devices, *enclave)?;
+                flash_running(options, &image, device, &device.path().display().to_string())
+            }
+            Host::Run(dir) => {
+                let run = Run { line: Line::open(&dir)?.into(), enclave: *enclave };
+                flash_running(options, &image, &run, "the disk of the card that runs")
+            }
+        };
+    };
+    let name = to.display().to_string();
+    let disk = Disk::open(open(to, options.force)?).with_context(|| {
+        format!("{name} is no card's disk; `neap image disk --out` makes one, and all that is there is lost")
     })?;
+    write(options, &image, disk, &name, false)
+}
+
+/// Flashes the disk that a running card was booted from.
+fn flash_running<S: Sectors + fmt::Debug>(
+    options: &FlashOptions,
+    image: &[u8],
+    sectors: &S,
+    name: &str,
+) -> Result<()> {
+    let disk = CardDisk::open(sectors).map_err(anyhow::Error::from).and_then(Disk::open);
+    write(options, image, disk.with_context(|| name.to_owned())?, name, true)
+}
+
+/// Writes an image to a disk, or says what that would do.
+fn write<M: Medium>(
+    options: &FlashOptions,
+    image: &[u8],
+    mut disk: Disk<M>,
+    name: &str,
+    runs: bool,
+) -> Result<()> {
+    let FlashOptions { image: file, board, dry_run, .. } = options;
+    let name = || name.to_owned();
     let keys = disk.keys().with_context(name)?;
-    let plan = disk.plan().with_context(name)?;
-    checked(&image, &keys, board, plan.state.security_version)
+    let plan = if runs { disk.plan_of_running() } else { disk.plan() }.with_context(name)?;
+    checked(image, &keys, board, plan.state.security_version)
         .with_context(|| format!("{} would not boot from {}", file.display(), name()))?;
-    let (manifest, _) = Manifest::alleged(&image)?;
+    let (manifest, _) = Manifest::alleged(image)?;
     let before = in_words(plan.state);
     if *dry_run {
         return print(&format!(
@@ -90,13 +128,48 @@ pub fn flash(options: &FlashOptions) -> Result<()> {
             image.len()
         ));
     }
+    if runs {
+        disk.settle().with_context(name)?;
+    }
     let bar = bar(plan.slot);
-    let slot = disk.flash(&image, &mut |bytes| bar.set_position(bytes)).with_context(name)?;
+    let slot = disk.flash(image, &mut |bytes| bar.set_position(bytes)).with_context(name)?;
     bar.finish_and_clear();
     print(&format!(
         "{before}\nslot {slot} holds {} now, read back: the next boot tries it once",
         file.display()
     ))
+}
+
+/// The card of a run, whose host is asked.
+#[derive(Debug)]
+struct Run {
+    line: RefCell<Line>,
+    enclave: u16,
+}
+
+impl Run {
+    fn ask(&self, asked: &Asked) -> io::Result<serde_json::Value> {
+        match self.line.borrow_mut().ask(asked).map_err(io::Error::other)? {
+            Answer::Done(value) => Ok(value),
+            Answer::Failed(words) => Err(io::Error::other(words)),
+        }
+    }
+}
+
+impl Sectors for Run {
+    fn read_sectors(&self, sector: u32, to: &mut [u8]) -> io::Result<u64> {
+        let asked = Asked::ReadDisk { enclave: self.enclave, sector, bytes: to.len() };
+        let manage::Sectors { count, bytes } = serde_json::from_value(self.ask(&asked)?)?;
+        if bytes.len() != to.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.copy_from_slice(&bytes);
+        Ok(count)
+    }
+
+    fn write_sectors(&self, sector: u32, bytes: &[u8]) -> io::Result<()> {
+        self.ask(&Asked::WriteDisk { enclave: self.enclave, sector, bytes: bytes.to_vec() }).map(drop)
+    }
 }
 
 /// The state in a line.

@@ -54,6 +54,24 @@ pub enum Asked {
         /// How long it may take to give its core back.
         grace_us: u64,
     },
+    /// Read whole sectors of the card's disk.
+    ReadDisk {
+        /// By whose window.
+        enclave: u16,
+        /// The first.
+        sector: u32,
+        /// Bytes of all.
+        bytes: usize,
+    },
+    /// Write whole sectors of it; none makes durable what was written.
+    WriteDisk {
+        /// By whose window.
+        enclave: u16,
+        /// The first.
+        sector: u32,
+        /// What is written.
+        bytes: Vec<u8>,
+    },
     /// Keep what is seen from now on.
     Watch {
         /// For how long.
@@ -84,6 +102,20 @@ pub enum GuestAsked {
         /// How long it may take to give its core back.
         grace_us: u64,
     },
+    /// Have sectors of the card's disk laid into the window.
+    ReadDisk {
+        /// The first.
+        sector: u32,
+        /// Bytes of all.
+        bytes: u32,
+    },
+    /// Have what is in the window written to them.
+    WriteDisk {
+        /// The first.
+        sector: u32,
+        /// Bytes of all.
+        bytes: u32,
+    },
 }
 
 /// What became of it.
@@ -95,8 +127,17 @@ pub enum Answer {
     Failed(String),
 }
 
+/// What of a disk was read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sectors {
+    /// Sectors of the disk.
+    pub count: u64,
+    /// What was read.
+    pub bytes: Vec<u8>,
+}
+
 /// Whose agents are managed.
-enum Host {
+pub enum Host {
     /// A run's, in this directory: its host is asked.
     Run(PathBuf),
     /// This machine's own: its driver is asked.
@@ -105,7 +146,7 @@ enum Host {
 
 impl Host {
     /// Whose are meant.
-    fn meant(device: Option<&Path>) -> Result<Self> {
+    pub fn meant(device: Option<&Path>) -> Result<Self> {
         let devices = agents::meant(device)?;
         if !devices.is_empty() {
             return Ok(Self::Machine(devices));
@@ -162,15 +203,31 @@ pub fn agent(command: &AgentCommand) -> Result<()> {
 
 /// Asks the host of the run in `dir`.
 pub fn ask(dir: &Path, asked: &Asked) -> Result<Answer> {
-    let socket = dir.join(MANAGE);
-    let mut stream = UnixStream::connect(&socket).with_context(|| {
-        format!("the host does not listen on {}; it may be starting or ending", socket.display())
-    })?;
-    stream.set_read_timeout(Some(PATIENCE)).context("setting a bound to the wait")?;
-    writeln!(stream, "{}", serde_json::to_string(asked)?).context("asking the host")?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("waiting for the host's answer")?;
-    serde_json::from_str(&line).map_err(|_| anyhow!("the host ended before it answered"))
+    Line::open(dir)?.ask(asked)
+}
+
+/// A line to the host of a run: one question after the other.
+#[derive(Debug)]
+pub struct Line(BufReader<UnixStream>);
+
+impl Line {
+    /// To that of the run in `dir`.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let socket = dir.join(MANAGE);
+        let stream = UnixStream::connect(&socket).with_context(|| {
+            format!("the host does not listen on {}; it may be starting or ending", socket.display())
+        })?;
+        stream.set_read_timeout(Some(PATIENCE)).context("setting a bound to the wait")?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Asks, and waits for the answer.
+    pub fn ask(&mut self, asked: &Asked) -> Result<Answer> {
+        writeln!(self.0.get_mut(), "{}", serde_json::to_string(asked)?).context("asking the host")?;
+        let mut line = String::new();
+        self.0.read_line(&mut line).context("waiting for the host's answer")?;
+        serde_json::from_str(&line).map_err(|_| anyhow!("the host ended before it answered"))
+    }
 }
 
 /// The image of the agent that is called `agent`: a file, or one that is built from the checkout.

@@ -22,9 +22,11 @@ use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{EFI, OperatingSystem, Type};
-use neap_loader::image::{IMAGE_BYTES_MAX, Refusal, Verified, hex};
+use neap_abi::slots::{COPIES, COPY_BYTES, COPY_STEP_BYTES, Copies, Slot, State};
+use neap_host::card_disk::{CardDisk, Sectors};
+use neap_loader::image::{IMAGE_BYTES_MAX, Manifest, Refusal, Verified, hex};
 use neap_loader::keys;
-use neap_loader::slots::{COPIES, COPY_BYTES, Choice, Copies, Nothing, Slot, State};
+use neap_loader::slots::{Choice, Nothing, choose};
 
 /// The partitions' names.
 pub const ESP: &str = "neap-esp";
@@ -41,8 +43,6 @@ const KEYS: [&str; 3] = ["EFI", "NEAP", "KEYS"];
 pub const SLOT_BYTES: u64 = IMAGE_BYTES_MAX as u64;
 const ESP_BYTES: u64 = 16 << 20;
 const STATE_BYTES: u64 = 1 << 20;
-/// The state's copies lie so far apart: no block that a disk writes whole has both.
-const STATE_STEP: u64 = 4096;
 /// Where partitions begin and end.
 const ALIGN_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: u64 = 512;
@@ -69,6 +69,13 @@ pub trait Medium: Read + Write + Seek + fmt::Debug {
 impl Medium for File {
     fn persist(&mut self) -> io::Result<()> {
         self.sync_data()
+    }
+}
+
+/// The disk of a card that runs, by its window.
+impl<S: Sectors + fmt::Debug> Medium for CardDisk<'_, S> {
+    fn persist(&mut self) -> io::Result<()> {
+        Self::persist(self)
     }
 }
 
@@ -214,7 +221,7 @@ impl<M: Medium> Disk<M> {
     /// It can't be read.
     pub fn state(&mut self) -> Result<Copies> {
         let mut copies = [[0; COPY_BYTES]; COPIES];
-        for (at, copy) in (self.state.start..).step_by(STATE_STEP as usize).zip(&mut copies) {
+        for (at, copy) in (self.state.start..).step_by(COPY_STEP_BYTES as usize).zip(&mut copies) {
             copy.copy_from_slice(&self.read(at, COPY_BYTES)?);
         }
         Ok(Copies::read(copies.each_ref()))
@@ -239,7 +246,7 @@ impl<M: Medium> Disk<M> {
     ) -> Result<std::result::Result<Choice, Nothing>> {
         let state = self.state()?.state;
         let slots = [self.slot(Slot::A)?, self.slot(Slot::B)?];
-        Ok(state.choose(|slot, least| checked(&slots[slot as usize], trusted, board, least)))
+        Ok(choose(state, |slot, least| checked(&slots[slot as usize], trusted, board, least)))
     }
 
     /// What a flash would do now.
@@ -249,6 +256,35 @@ impl<M: Medium> Disk<M> {
     pub fn plan(&mut self) -> Result<Plan> {
         let state = self.state()?.state;
         Ok(Plan { state, slot: state.inactive() })
+    }
+
+    /// As [`Disk::plan`], where the card runs: what was tried then is what runs, and the next boot will read that it has confirmed
+    /// itself.
+    ///
+    /// # Errors
+    /// The state or the slot can't be read.
+    pub fn plan_of_running(&mut self) -> Result<Plan> {
+        let state = self.settled()?;
+        Ok(Plan { state, slot: state.inactive() })
+    }
+
+    /// Writes into the state what the next boot would: that what was tried, and runs, is confirmed. A card refuses it as long as
+    /// that is not so.
+    ///
+    /// # Errors
+    /// As the medium has them.
+    pub fn settle(&mut self) -> Result<()> {
+        let mut copies = self.state()?;
+        let settled = self.settled()?;
+        if settled == copies.state { Ok(()) } else { self.set_state(&mut copies, settled) }
+    }
+
+    fn settled(&mut self) -> Result<State> {
+        let state = self.state()?.state;
+        let Some(slot) = state.trial.filter(|_| state.is_tried) else { return Ok(state) };
+        let (manifest, _) =
+            Manifest::alleged(&self.slot(slot)?).with_context(|| format!("slot {slot}, which runs"))?;
+        Ok(state.confirmed(manifest.security_version))
     }
 
     /// Writes `image` into the slot that is not booted, and has the next boot try it: the slot. `done` is told how many bytes
@@ -286,7 +322,7 @@ impl<M: Medium> Disk<M> {
     /// As the medium has them.
     pub fn set_state(&mut self, copies: &mut Copies, state: State) -> Result<()> {
         let (at, copy) = copies.write(state);
-        self.write(self.state.start + at as u64 * STATE_STEP, &copy, &mut |_| {})?;
+        self.write(self.state.start + at as u64 * COPY_STEP_BYTES, &copy, &mut |_| {})?;
         Ok(self.medium.persist()?)
     }
 }

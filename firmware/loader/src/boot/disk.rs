@@ -4,12 +4,13 @@ use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use neap_abi::slots::{COPIES, COPY_BYTES, COPY_STEP_BYTES, Copies, SECTOR_BYTES, Slot, State, Writable};
+use neap_hal::board::pci::Address;
 use neap_loader::bound::{HEADERS_BYTES, find};
 use neap_loader::image::IMAGE_BYTES_MAX;
-use neap_loader::slots::{COPIES, COPY_BYTES, Copies, Slot, State};
 use uefi::boot::{self, OpenProtocolAttributes, OpenProtocolParams, ScopedProtocol};
 use uefi::proto::ProtocolPointer;
-use uefi::proto::device_path::{DevicePath, DevicePathNode};
+use uefi::proto::device_path::{self, DevicePath, DevicePathNode};
 use uefi::proto::loaded_image::LoadedImage;
 use uefi::proto::media::block::BlockIO;
 use uefi::proto::media::disk::DiskIo;
@@ -20,13 +21,25 @@ use super::trouble::Trouble;
 
 /// Where the trusted keys lie on the partition of the loader.
 const KEYS: &uefi::CStr16 = cstr16!("\\EFI\\NEAP\\KEYS");
-/// Copies of the state lie this far apart, in bytes: on blocks of their own, whatever a disk's blocks are.
-const COPY_APART_BYTES: u64 = 4096;
 
 /// The partitions that a card boots from.
 pub struct Disk {
     state: Partition,
     slots: [Partition; 2],
+    /// Its function, if it is one of PCI's first bus.
+    function: Option<Address>,
+    /// Its sectors.
+    sectors: u64,
+}
+
+/// What of a disk can be left to an image.
+pub struct Leaving {
+    /// Its function.
+    pub function: Address,
+    /// Its sectors.
+    pub sectors: u64,
+    /// What of it may be written.
+    pub writable: Writable,
 }
 
 /// A partition.
@@ -34,6 +47,8 @@ struct Partition {
     handle: Handle,
     /// Its own number, which no other has.
     id: [u8; 16],
+    /// Its first byte on the disk.
+    start: u64,
     bytes: u64,
 }
 
@@ -51,7 +66,9 @@ impl Disk {
         let own = own_partition()?;
         let own = open::<DevicePath>(own)
             .map_err(|status| Trouble::Disk { what: "the loader's own disk", status })?;
+        let function = function_of(&own);
         let own = disk_of(&own);
+        let sectors = sectors_of(&own);
         let all = boot::find_handles::<PartitionInfo>().unwrap_or_default();
         let mut found: Vec<(String, Partition)> = Vec::new();
         for handle in all {
@@ -67,7 +84,17 @@ impl Disk {
             let at = found.iter().position(|(other, _)| other == name);
             at.map(|at| found.swap_remove(at).1).ok_or(Trouble::NoPartition { name })
         };
-        Ok(Self { state: take("neap-state")?, slots: [take("neap-a")?, take("neap-b")?] })
+        Ok(Self { state: take("neap-state")?, slots: [take("neap-a")?, take("neap-b")?], function, sectors })
+    }
+
+    /// What can be left to the image from `slot`, if the state then says this; none if it is on no bus that is known.
+    pub fn leaving(&self, slot: Slot, state: State) -> Option<Leaving> {
+        let sector = |bytes: u64| bytes / SECTOR_BYTES as u64;
+        let other = &self.slots[slot.other() as usize];
+        let State { good, security_version, .. } = state;
+        let slot = sector(other.start)..sector(other.start.saturating_add(other.bytes));
+        let writable = Writable { state: sector(self.state.start), slot, good, security_version };
+        Some(Leaving { function: self.function?, sectors: self.sectors, writable })
     }
 
     /// What tells this disk from all others: the state partition's own number.
@@ -78,7 +105,7 @@ impl Disk {
     /// Both copies of the state.
     pub fn copies(&self) -> Result<Copies, Trouble> {
         let mut copies = [[0; COPY_BYTES]; COPIES];
-        for (offset, copy) in (0..).step_by(COPY_APART_BYTES as usize).zip(&mut copies) {
+        for (offset, copy) in (0..).step_by(COPY_STEP_BYTES as usize).zip(&mut copies) {
             self.state.read(offset, copy).map_err(|status| Trouble::Disk { what: "neap-state", status })?;
         }
         let [first, second] = &copies;
@@ -89,7 +116,7 @@ impl Disk {
     pub fn write(&self, copies: &mut Copies, state: State) -> Result<(), Trouble> {
         let (at, copy) = copies.write(state);
         self.state
-            .write(at as u64 * COPY_APART_BYTES, &copy)
+            .write(at as u64 * COPY_STEP_BYTES, &copy)
             .map_err(|status| Trouble::Disk { what: "neap-state", status })
     }
 
@@ -129,7 +156,20 @@ fn partition(handle: Handle) -> Option<(String, Partition)> {
     let name = char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
     let block_bytes = u64::from(open::<BlockIO>(handle).ok()?.media().block_size());
     let bytes = entry.num_blocks()?.checked_mul(block_bytes)?;
-    Some((name, Partition { handle, id: entry.unique_partition_guid.to_bytes(), bytes }))
+    let first = entry.starting_lba;
+    let start = first.to_u64().checked_mul(block_bytes)?;
+    Some((name, Partition { handle, id: entry.unique_partition_guid.to_bytes(), start, bytes }))
+}
+
+/// How many sectors the disk with that path has; 0 if it is not to be found.
+fn sectors_of(path: &[&DevicePathNode]) -> u64 {
+    let all = boot::find_handles::<BlockIO>().unwrap_or_default();
+    let disk = all.into_iter().find(|&handle| {
+        open::<DevicePath>(handle).is_ok_and(|other| other.node_iter().eq(path.iter().copied()))
+    });
+    let Some(Ok(blocks)) = disk.map(open::<BlockIO>) else { return 0 };
+    let media = blocks.media();
+    media.last_block().saturating_add(1).saturating_mul(u64::from(media.block_size()) / SECTOR_BYTES as u64)
 }
 
 /// A path without its last node: of a partition, the disk.
@@ -137,6 +177,14 @@ fn disk_of(path: &DevicePath) -> Vec<&DevicePathNode> {
     let mut nodes: Vec<_> = path.node_iter().collect();
     nodes.pop();
     nodes
+}
+
+/// The function of PCI's first bus that a path leads through, if it leads through no bridge.
+fn function_of(path: &DevicePath) -> Option<Address> {
+    let mut functions =
+        path.node_iter().filter_map(|node| <&device_path::hardware::Pci>::try_from(node).ok());
+    let only = functions.next()?;
+    functions.next().is_none().then(|| Address::new(only.device(), only.function()))
 }
 
 fn own_partition() -> Result<Handle, Trouble> {

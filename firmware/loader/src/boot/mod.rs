@@ -17,8 +17,10 @@ use core::ops::Range;
 use core::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
+use neap_abi::slots::{Slot, State};
 use neap_hal::board::pci::ecam::Ecam;
-use neap_hal::board::pci::silence;
+use neap_hal::board::pci::virtio::{self, Left, QUEUE_BYTES, REGISTERS_BYTES};
+use neap_hal::board::pci::{Address, silence};
 use neap_hal::board::qemu_virt::{Board, find_tree};
 use neap_hal::cpu::loader;
 use neap_hal::cpu::mmu::PAGE;
@@ -26,13 +28,13 @@ use neap_loader::bound::KEY_BYTES;
 use neap_loader::handover::{self, Words};
 use neap_loader::image::{PartKind, Refusal, Verified};
 use neap_loader::keys::trusted;
-use neap_loader::slots::{Choice, Slot, State};
+use neap_loader::slots::{self, Choice};
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::mem::memory_map::MemoryMap;
 use uefi::runtime::{self, ResetType};
 use uefi::{Guid, Status, guid, println};
 
-use disk::Disk;
+use disk::{Disk, Leaving};
 use trouble::Trouble;
 use watchdog::Watchdog;
 
@@ -73,6 +75,8 @@ struct Chosen {
     trial: Option<confirm::Ticket>,
     refused: Option<String>,
     image: Vec<u8>,
+    /// What can be left to it of the disk that it came from.
+    disk: Option<Leaving>,
 }
 
 fn load() -> Result<Never, Trouble> {
@@ -104,7 +108,13 @@ fn taken(bound: &[u8]) -> Result<Chosen, Refusal> {
     let key = VerifyingKey::from_bytes(key).map_err(|_| Refusal::Signature)?;
     let good = Verified::check(image, &[key])?.for_board(BOARD, 0)?;
     say!("booting the image that is bound into this application");
-    Ok(Chosen { slot: "none, bound".to_string(), trial: None, refused: None, image: good.bytes().to_vec() })
+    Ok(Chosen {
+        slot: "none, bound".to_string(),
+        trial: None,
+        refused: None,
+        image: good.bytes().to_vec(),
+        disk: None,
+    })
 }
 
 /// Chooses a slot, and writes to the disk that it is tried.
@@ -136,7 +146,11 @@ fn choose(disk: &Disk) -> Result<Chosen, Trouble> {
         say!("slot {slot} has confirmed itself, and stays");
     }
     confirm::forget();
-    let choice = copies.state.choose(|slot, least| check(slot, least).map(drop));
+    let mut versions = [0; 2];
+    let choice = slots::choose(copies.state, |slot, least| {
+        versions[slot as usize] = check(slot, least)?;
+        Ok(())
+    });
     let Choice { slot, on_trial, write, refused } = choice?;
     let refused = refused.map(|(slot, why)| format!("{slot}: {why}"));
     let trial = if on_trial { ", on trial" } else { "" };
@@ -148,9 +162,12 @@ fn choose(disk: &Disk) -> Result<Chosen, Trouble> {
         disk.write(&mut copies, state)?;
     }
     let image = read[slot as usize].take().unwrap_or_default();
+    // Nothing is written before it is confirmed, and so it is that state which has to stay.
+    let lasting = if on_trial { copies.state.confirmed(versions[slot as usize]) } else { copies.state };
+    let left = disk.leaving(slot, lasting);
     let slot = format!("{slot}{trial}");
     let trial = on_trial.then(|| confirm::ticket(disk.id(), copies.number()));
-    Ok(Chosen { slot, trial, refused, image })
+    Ok(Chosen { slot, trial, refused, image, disk: left })
 }
 
 /// Lays the image and its tree out, leaves the firmware, and enters it.
@@ -185,7 +202,19 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> 
     let kept = memory_of(|kind| !is_left(kind))?;
     let pieces = handover::pieces(&board.memory, &board.windows, &image, &kept)?;
     let Chosen { slot, refused, .. } = chosen;
-    let words = Words { args: &manifest.args, slot, refused: refused.as_deref(), agents: &agents, confirm };
+    let disk = match &chosen.disk {
+        Some(leaving) => leave(board, leaving)?,
+        None => None,
+    };
+    let left = disk.as_ref().map(|(_, _, left)| left.to_words());
+    let words = Words {
+        args: &manifest.args,
+        slot,
+        refused: refused.as_deref(),
+        agents: &agents,
+        confirm,
+        disk: left.as_ref().map(<[u64; _]>::as_slice),
+    };
     let tree = handover::tree(tree, &words, &pieces)?;
     // The runtime has to take it; if not, its words are better read here.
     Board::from_tree(&tree)?;
@@ -200,8 +229,9 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> 
     unsafe { put(&tree, place) };
 
     let routine = confirm.map(|routine| routine..routine + PAGE);
+    let queue = disk.as_ref().map(|(_, _, left)| left.memory..left.memory + QUEUE_BYTES as u64);
     let written: Vec<_> =
-        [image.clone(), place..place + tree.len() as u64].into_iter().chain(routine).collect();
+        [image.clone(), place..place + tree.len() as u64].into_iter().chain(routine).chain(queue).collect();
     if let Some(dog) = &mut dog
         && let Err(error) = dog.arm()
     {
@@ -213,9 +243,42 @@ fn enter(board: &Board, tree: &[u8], chosen: &Chosen) -> Result<Never, Trouble> 
     // SAFETY: the tree's own configuration space, which the firmware has mapped and does not use any more.
     if let Some(mut bus) = unsafe { Ecam::new(&board.ecam) } {
         silence(&mut bus);
+        if let Some((function, found, left)) = &disk {
+            // SAFETY: `leave` has made the places that it asks for, and the firmware's driver has let go of it.
+            unsafe { virtio::start(&mut bus, *function, found, registers(board), left.memory) };
+        }
     }
     // SAFETY: a signed image's runtime, at the place that it says; the firmware is left.
     unsafe { loader::enter(place, image.start, &written) }
+}
+
+/// Makes ready what the disk is left with; none if it is no disk that can be.
+fn leave(board: &Board, leaving: &Leaving) -> Result<Option<(Address, virtio::Found, Left)>, Trouble> {
+    let Leaving { function, sectors, ref writable } = *leaving;
+    // SAFETY: the tree's configuration space, which the firmware has mapped; only read.
+    let bus = unsafe { Ecam::new(&board.ecam) };
+    let Some(found) = bus.and_then(|bus| virtio::find(&bus, function)) else {
+        say!("the disk at PCI {function} is none of virtio's: no host can write to it while the image runs");
+        return Ok(None);
+    };
+    let pages = boot::allocate_pages(
+        AllocateType::AnyPages,
+        MemoryType::RUNTIME_SERVICES_DATA,
+        QUEUE_BYTES.div_ceil(PAGE as usize),
+    );
+    let queue =
+        pages.map_err(|error| Trouble::Memory { what: "the disk's queue", status: error.status() })?;
+    // SAFETY: just allocated, so long.
+    unsafe { queue.as_ptr().write_bytes(0, QUEUE_BYTES) };
+    let memory = queue.as_ptr().expose_provenance() as u64;
+    let notify = found.notify(registers(board));
+    let left = Left { notify, memory, sectors, writable: writable.to_words() };
+    Ok(Some((function, found, left)))
+}
+
+/// Where the disk's registers come to lie: at the end of PCI's memory, whose beginning the runtime gives to others.
+fn registers(board: &Board) -> u64 {
+    (board.apertures.low.end & !(REGISTERS_BYTES - 1)).saturating_sub(REGISTERS_BYTES)
 }
 
 /// Where the firmware has laid what goes by that name.

@@ -85,6 +85,7 @@ impl Rig {
         match self.enclave.manage(Ok(line), self.now_us) {
             Demand::Nothing => {}
             Demand::Audit => self.enclave.audited(None),
+            Demand::Disk(_) => {}
             Demand::LayOut { place, policy, .. } => {
                 assert!(!self.held[place] || self.enclave.forget == Some(place), "a place is laid out twice");
                 let found = self.policies.contains(&policy);

@@ -6,13 +6,13 @@ use super::*;
 
 /// One function's configuration space: registers, and which of their bits a write reaches.
 #[derive(Clone)]
-struct Function {
-    registers: [u32; 64],
-    writable: [u32; 64],
+pub(super) struct Function {
+    pub registers: [u32; 64],
+    pub writable: [u32; 64],
 }
 
 #[derive(Default)]
-struct Bus(BTreeMap<Address, Function>);
+pub(super) struct Bus(pub BTreeMap<Address, Function>);
 
 impl Configuration for Bus {
     fn read(&self, function: Address, offset: u8) -> u32 {
@@ -53,7 +53,7 @@ fn apertures() -> Apertures {
     Apertures { low: 0x1000_0000..0x3eff_0000, high: Some(0x80_0000_0000..0x100_0000_0000) }
 }
 
-const FIRST: Address = Address::new(2, 0);
+pub(super) const FIRST: Address = Address::new(2, 0);
 const SECOND: Address = Address::new(2, 1);
 
 fn two_functions() -> Bus {

@@ -15,6 +15,7 @@ use crate::board::Conduit;
 use crate::board::bootargs::BootArgs;
 use crate::board::gic;
 use crate::board::pci::Apertures;
+use crate::board::pci::virtio::{Left, QUEUE_BYTES};
 use crate::cpu::CORES_MAX;
 use crate::cpu::mmu::{Image, Kind, PAGE, Plan, PlanError};
 
@@ -53,6 +54,8 @@ pub struct Board {
     pub args: BootArgs,
     /// The routine that confirms an image on trial; none where it is not on trial.
     pub confirm: Option<u64>,
+    /// The disk that the loader has left.
+    pub disk: Option<Left>,
 }
 
 impl Board {
@@ -85,6 +88,10 @@ impl Board {
         }
         for window in &self.windows {
             plan.add(window.clone(), Kind::Data)?;
+        }
+        if let Some(disk) = &self.disk {
+            plan.add(disk.memory..disk.memory.saturating_add(QUEUE_BYTES as u64), Kind::Data)?;
+            plan.add(pages(&(disk.notify..disk.notify.saturating_add(1))), Kind::Registers)?;
         }
         plan.add(pages(&self.console), Kind::Registers)?;
         plan.add(pages(&self.ecam), Kind::Registers)?;

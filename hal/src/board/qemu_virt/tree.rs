@@ -11,6 +11,7 @@ use crate::board::Conduit;
 use crate::board::bootargs::{BootArgError, BootArgs};
 use crate::board::gic;
 use crate::board::pci::Apertures;
+use crate::board::pci::virtio::Left;
 use crate::cpu::CORES_MAX;
 
 /// What is wrong with a device tree. The node is named by what it is for.
@@ -74,6 +75,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Board, TreeError> {
         spare,
         windows,
         confirm: chosen(root, "neap,confirm"),
+        disk: chosen(root, "neap,disk").and_then(Left::from_bytes),
         cores: cores(root)?,
         gic: controller(root)?,
         console: register_block(console, 0, "PL011 console")?,

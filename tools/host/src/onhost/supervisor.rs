@@ -105,6 +105,7 @@ impl Office<'_> {
             }
             Manage::Load if line.policy == self.policy => Reply::Done,
             Manage::Load => Reply::NoPolicy,
+            Manage::ReadDisk | Manage::WriteDisk => Reply::NoDisk,
         };
         self.answer(line.request, reply, incarnation);
         None

@@ -49,6 +49,7 @@ pub fn carry_out(devices: &[Device], asked: &Asked) -> Result<Value> {
             let trial = Duration::from_millis(*trial_ms);
             done(device, device.replace(&policy(), trial, PATIENCE)?.incarnation)
         }
+        Asked::ReadDisk { .. } | Asked::WriteDisk { .. } => bail!("a device's disk is reached without that"),
         Asked::Watch { .. } | Asked::Seen { .. } => {
             bail!("a timeline is of a run's worker host; start one with `neap run`")
         }
@@ -60,7 +61,7 @@ pub fn carry_out(devices: &[Device], asked: &Asked) -> Result<Value> {
 }
 
 /// The enclave's device. One that was named is meant whatever its enclave's number.
-fn of(devices: &[Device], enclave: u16) -> Result<&Device> {
+pub fn of(devices: &[Device], enclave: u16) -> Result<&Device> {
     if let ([device], 0) = (devices, enclave) {
         return Ok(device);
     }

@@ -186,11 +186,16 @@ fn answer(asked: &GuestAsked, device: Option<&Device>, policy: &str) -> Answer {
                 node.replace(policy, Duration::from_millis(trial_ms), PATIENCE)
             }
             GuestAsked::Kill { grace_us } => node.kill(Duration::from_micros(grace_us), PATIENCE),
+            GuestAsked::ReadDisk { sector, bytes } => node.read_laid(sector, bytes),
+            GuestAsked::WriteDisk { sector, bytes } => node.write_laid(sector, bytes),
         }
     };
     match asked() {
         Ok(reply) => {
-            Answer::Done(serde_json::json!({ "enclave": device.number, "incarnation": reply.incarnation }))
+            let (enclave, incarnation) = (device.number, reply.incarnation);
+            Answer::Done(
+                serde_json::json!({ "enclave": enclave, "incarnation": incarnation, "detail": reply.detail }),
+            )
         }
         Err(error) => Answer::Failed(error.to_string()),
     }

@@ -9,12 +9,13 @@ mod qemu;
 mod rundir;
 mod watch;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use neap_host::policies::BUNDLED;
 use serde::{Deserialize, Serialize};
+use xtask::card_disk::Disk;
 use xtask::firmware::{self, Kind};
 use xtask::linux::Kit;
 use xtask::machine::WINDOW_BYTES;
@@ -30,7 +31,7 @@ use crate::manage;
 use crate::report::{HostKind, Parameters, Record};
 use crate::worker::Stream;
 use output::PageFile;
-use parts::{Parts, Programs};
+use parts::{Booted, Parts, Programs};
 use rundir::RunDir;
 use watch::{Ended, Signals, watch};
 
@@ -55,13 +56,17 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     let parameters = options.parameters();
     let trace = options.trace.as_deref().map(|path| output::claim("--trace", path)).transpose()?;
     let timeline = options.perfetto.as_deref().map(|path| output::claim("--perfetto", path)).transpose()?;
-    let programs = Programs { trace, timeline, ..programs(&parameters)? };
+    let programs = Programs { trace, timeline, ..programs(&parameters, options.disk.as_deref())? };
     let ran_on = ran_on(&programs)?;
 
     let signals = Signals::catch()?;
     let dir = RunDir::create(WINDOW_BYTES, parameters.enclaves.len())?;
     let notes = Notes { pid: std::process::id(), ran_on: ran_on.clone(), parameters: parameters.clone() };
-    note(dir.path(), &notes, programs.card.as_ref().map(|(_, elf)| elf.as_path()))?;
+    let elf = match &programs.card {
+        Some((_, Booted::Firmware(elf))) => Some(elf.as_path()),
+        _ => None,
+    };
+    note(dir.path(), &notes, elf)?;
     let results = if options.json { Stream::Err } else { Stream::Out };
     let Ended { end, mut measured, kernel } = {
         let mut parts = Parts::start(&dir, &parameters, &programs)?;
@@ -85,18 +90,39 @@ pub fn run(options: &RunOptions) -> Result<u8> {
 }
 
 /// Sets up what is missing, and builds what the run is started with.
-fn programs(asked: &Parameters) -> Result<Programs> {
-    let card = if asked.on_host {
-        None
-    } else {
-        setup::all()?;
-        Some((setup::qemu()?, firmware::build(&Kind::Runtime)?.elf))
+fn programs(asked: &Parameters, disk: Option<&Path>) -> Result<Programs> {
+    let card = match disk {
+        _ if asked.on_host => None,
+        Some(disk) => {
+            setup::all()?;
+            Some((setup::qemu()?, of_disk(disk)?))
+        }
+        None => {
+            setup::all()?;
+            Some((setup::qemu()?, Booted::Firmware(firmware::build(&Kind::Runtime)?.elf)))
+        }
     };
     let guest = match asked.host {
         HostKind::Worker => None,
         HostKind::Linux => Some(Kit::stock()?),
     };
     Ok(Programs { card, guest, agents: agents(asked)?, trace: None, timeline: None })
+}
+
+/// A card's disk, and beside it what its UEFI keeps: empty at first.
+fn of_disk(disk: &Path) -> Result<Booted> {
+    let file = File::options().read(true).write(true).open(disk);
+    let file = file.with_context(|| format!("{} can't be opened", disk.display()))?;
+    Disk::open(file)
+        .with_context(|| format!("{} is no card's disk; `neap image disk` makes one", disk.display()))?;
+    let setup::Uefi { code, vars } = setup::uefi()?;
+    let mut variables = disk.as_os_str().to_owned();
+    variables.push(".variables");
+    let variables = PathBuf::from(variables);
+    if !variables.exists() {
+        fs::copy(&vars, &variables).with_context(|| format!("{} can't be made", variables.display()))?;
+    }
+    Ok(Booted::Disk { disk: disk.to_owned(), variables, code })
 }
 
 /// On what a run is to run, for people.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use neap_abi::{AgentControl, AgentState};
 use neap_vipu::{Domain, Server};
 use xtask::linux::Kit;
-use xtask::machine::{Machine, WINDOW_BYTES};
+use xtask::machine::{Machine, Uefi, WINDOW_BYTES};
 
 use super::SERIAL;
 use super::linux::{self, Ear};
@@ -32,8 +32,8 @@ const HOST_REMARKS: &str = "host.err";
 /// What a run is started with.
 #[derive(Clone, Debug, Default)]
 pub struct Programs {
-    /// The QEMU that is the card, and the firmware for it; none for an agent on the host.
-    pub card: Option<(PathBuf, PathBuf)>,
+    /// The QEMU that is the card, and what it boots; none for an agent on the host.
+    pub card: Option<(PathBuf, Booted)>,
     /// The guest; none for a worker host.
     pub guest: Option<Kit>,
     /// The image of each enclave's agent, where it is not to be the bundle's.
@@ -42,6 +42,22 @@ pub struct Programs {
     pub trace: Option<PathBuf>,
     /// Where to write the timeline, if it is wanted.
     pub timeline: Option<PathBuf>,
+}
+
+/// What a card boots.
+#[derive(Clone, Debug)]
+pub enum Booted {
+    /// This firmware.
+    Firmware(PathBuf),
+    /// A disk of its own, by UEFI.
+    Disk {
+        /// The disk.
+        disk: PathBuf,
+        /// What UEFI keeps.
+        variables: PathBuf,
+        /// UEFI's code.
+        code: PathBuf,
+    },
 }
 
 /// Everything that runs. Fields are dropped in order: the host, then the agent, then what joined them.
@@ -81,7 +97,7 @@ impl Parts {
             (Some(_), HostKind::Linux) => "the IPU's QEMU",
         };
         let mut agent = match &programs.card {
-            Some((program, elf)) => {
+            Some((program, booted)) => {
                 let (first, bytes) = windows.first().context("a run has an enclave")?;
                 let mut machine = Machine::new(u32::from(asked.cores), first, *bytes);
                 machine.windows = windows;
@@ -89,7 +105,12 @@ impl Parts {
                 // A supervisor that panics ends the machine, and so is seen at once.
                 let cores: Vec<_> = asked.enclaves.iter().map(|enclave| enclave.cores.to_string()).collect();
                 machine.bootargs = vec!["neap.exit=1".to_owned(), format!("neap.cores={}", cores.join(","))];
-                machine.command(program, elf)?
+                match booted {
+                    Booted::Firmware(elf) => machine.command(program, elf)?,
+                    Booted::Disk { disk, variables, code } => {
+                        machine.command_of_disk(program, &Uefi { code, variables, disk, by_acpi: false })?
+                    }
+                }
             }
             None => {
                 let order = AgentOrder { sockets: sockets.clone(), vectors };

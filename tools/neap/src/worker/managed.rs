@@ -1,4 +1,4 @@
-//! The worker host's ear for `neap agent`: one request a line, one answer a line, one client at a time.
+//! The worker host's ear for `neap agent` and `neap flash`: one request a line, one answer a line, one client at a time.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -9,13 +9,15 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use neap_abi::supervisor::DISK_BYTES_MAX;
+use neap_host::card_disk::Sectors as _;
 use neap_host::sights::SIGHTS_MAX;
 use neap_host::worker::{Enclave, Host, Work};
 use serde_json::{Value, json};
 
 use super::write_timeline;
 use crate::inspect::{of_books, of_identity};
-use crate::manage::{Answer, Asked};
+use crate::manage::{Answer, Asked, Sectors};
 
 /// How long the IPU's supervisor may take over a request.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -42,15 +44,14 @@ pub fn listen<W: Work>(host: &Host<'_, W>, socket: &Path, over: &dyn Fn() -> boo
 fn serve<W: Work>(host: &Host<'_, W>, stream: UnixStream) -> Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(CLIENT))?;
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line)?;
-    let answer = match serde_json::from_str(&line) {
-        Ok(asked) => {
-            carry_out(host, &asked).map_or_else(|error| Answer::Failed(format!("{error:#}")), Answer::Done)
-        }
-        Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
-    };
-    writeln!(&stream, "{}", serde_json::to_string(&answer)?)?;
+    for line in BufReader::new(&stream).lines() {
+        let answer = match serde_json::from_str(&line?) {
+            Ok(asked) => carry_out(host, &asked)
+                .map_or_else(|error| Answer::Failed(format!("{error:#}")), Answer::Done),
+            Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
+        };
+        writeln!(&stream, "{}", serde_json::to_string(&answer)?)?;
+    }
     Ok(())
 }
 
@@ -67,6 +68,18 @@ fn carry_out<W: Work>(host: &Host<'_, W>, asked: &Asked) -> Result<Value> {
             let manager = link.manager().context(OLD)?;
             let reply = manager.kill(Duration::from_micros(*grace_us), PATIENCE)?;
             Ok(json!({ "enclave": of, "incarnation": reply.incarnation }))
+        }
+        Asked::ReadDisk { enclave: of, sector, bytes } => {
+            let link = enclave(host, *of)?.link();
+            let manager = link.manager().context(OLD)?;
+            let mut read = vec![0; (*bytes).min(DISK_BYTES_MAX)];
+            let count = manager.read_sectors(*sector, &mut read)?;
+            Ok(serde_json::to_value(Sectors { count, bytes: read })?)
+        }
+        Asked::WriteDisk { enclave: of, sector, bytes } => {
+            let link = enclave(host, *of)?.link();
+            link.manager().context(OLD)?.write_sectors(*sector, bytes)?;
+            Ok(Value::Null)
         }
         Asked::Watch { seconds } => watch(host, *seconds),
         Asked::Seen { file } => seen(host, file),

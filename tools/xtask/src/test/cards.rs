@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use ed25519_dalek::{SigningKey, VerifyingKey};
+use neap_abi::slots::{SECTOR_BYTES, Slot, State};
+use neap_host::card_disk::{CardDisk, Sectors};
+use neap_host::manager::Manager;
 use neap_loader::image::{Draft, PartKind, Verified};
-use neap_loader::slots::Slot;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -31,8 +33,6 @@ const FLIPS: u32 = 1000;
 const CUTS: u32 = 200;
 /// How long a card may take to boot, or to be reset and boot again, in a machine that others use too.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// What a medium writes whole, or not at all.
-const SECTOR_BYTES: usize = 512;
 
 /// A key, and two images that it has signed.
 pub(super) struct Images {
@@ -284,7 +284,88 @@ pub(super) fn boots(verdict: &mut Verdict, images: &Images) -> Result<()> {
         card.booted(&["slot B has confirmed itself, and stays"], "B", None, by_another)?;
         ensure!(card.disk()?.state()?.state.good == Some(Slot::B), "slot B was not confirmed");
         Ok(())
-    })
+    })?;
+    tried(
+        "a host writes a new image over the window, and nothing else, while the old one runs".to_owned(),
+        &|| by_window(&Card::new(images)?, images),
+    )
+}
+
+/// Flashes a card twice while it runs, each time in the boot that has confirmed what runs.
+fn by_window(card: &Card, images: &Images) -> Result<()> {
+    let flash = |manager: &Manager<'_>, image: &[u8], slot: Slot| -> Result<()> {
+        let mut disk = Disk::open(CardDisk::open(manager)?)?;
+        ensure!(
+            disk.keys()? == [images.key.verifying_key()],
+            "the window shows other keys than the disk has"
+        );
+        ensure!(disk.plan_of_running()?.slot == slot, "expected: slot {slot} would be written");
+        disk.settle()?;
+        ensure!(disk.flash(image, &mut |_| {})? == slot, "expected: slot {slot} is written");
+        Ok(())
+    };
+    card.booted(&["booting slot A, on trial"], "A, on trial", None, |host| {
+        host.managed(|manager| {
+            forbidden(card, manager, "while the image is on trial", &[card.disk()?.ranges()[2].start])
+        })?;
+        sessions::works(host)?;
+        host.managed(|manager| {
+            let [state, a, b] = card.disk()?.ranges();
+            let others = [0, SECTOR_BYTES as u64, state.end - 512, a.start, a.end - 512, b.end];
+            forbidden(card, manager, "that no flash writes", &others)?;
+            flash(manager, &images.second, Slot::B)?;
+            downgrade(card, manager)
+        })?;
+        sessions::works(host)
+    })?;
+    ensure!(images.held(&card.disk()?.slot(Slot::B)?) == Some(&images.second), "slot B holds another image");
+    card.booted(&["booting slot B, on trial"], "B, on trial", None, |host| {
+        sessions::works_by(host, "shinjuku")?;
+        host.managed(|manager| flash(manager, &images.first, Slot::A))?;
+        sessions::works(host)
+    })?;
+    card.works(&["booting slot A, on trial"], "A, on trial", None)?;
+    card.works(&["slot A has confirmed itself, and stays"], "A", None)
+}
+
+/// Nothing may be written at these places, and nothing is.
+fn forbidden(card: &Card, manager: &Manager<'_>, what: &str, places: &[u64]) -> Result<()> {
+    let before = fs::read(card.file())?;
+    for &at in places {
+        let sector = u32::try_from(at / SECTOR_BYTES as u64)?;
+        refused(manager, sector, &[0x5a; SECTOR_BYTES])
+            .with_context(|| format!("sector {sector}, {what}"))?;
+    }
+    ensure!(fs::read(card.file())? == before, "the disk has changed {what}");
+    Ok(())
+}
+
+/// No state may take back what is confirmed, or the least security version.
+fn downgrade(card: &Card, manager: &Manager<'_>) -> Result<()> {
+    let mut disk = card.disk()?;
+    let sector = u32::try_from(disk.ranges()[0].start / SECTOR_BYTES as u64)?;
+    let mut copies = disk.state()?;
+    let state = copies.state;
+    for state in [
+        State { security_version: 0, ..state },
+        State { security_version: u32::MAX, ..state },
+        State { good: state.good.map(Slot::other), ..state },
+        State::default(),
+    ] {
+        let (at, copy) = copies.write(state);
+        let mut bytes = [0; SECTOR_BYTES];
+        bytes[..copy.len()].copy_from_slice(&copy);
+        refused(manager, sector + 8 * at as u32, &bytes).with_context(|| format!("{state:?}"))?;
+    }
+    Ok(())
+}
+
+fn refused(manager: &Manager<'_>, sector: u32, bytes: &[u8]) -> Result<()> {
+    let Err(error) = manager.write_sectors(sector, bytes) else {
+        bail!("expected: it is refused; it is written")
+    };
+    ensure!(error.to_string().contains("is not to be written"), "expected: it is refused; {error}");
+    Ok(())
 }
 
 /// Boots what is to be tried, as the loader does, and confirms it.

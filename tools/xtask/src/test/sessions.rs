@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use neap_abi::{AgentControl, AgentState, Clock, Message, MessageKind, RegionKind, Tag, VERSION, Version};
 use neap_host::link::{AttachError, Attachment, Link};
+use neap_host::manager::Manager;
 use neap_host::report::Report;
 use neap_host::window::{HostWindow, Origin};
 use neap_host::worker::{self, Config, Step as WorkStep, Work, WorkerError};
@@ -104,11 +105,23 @@ impl Ipu {
 
     /// Attaches as a host by hand and does `with`; then is not heard of again, as a host that died.
     fn attached(&mut self, with: impl FnOnce(&Link<'_>) -> Result<()>) -> Result<()> {
+        self.attached_and_managed(|link, _| with(link))
+    }
+
+    /// As [`Ipu::attached`], for one that also manages.
+    pub(super) fn managed(&mut self, with: impl FnOnce(&Manager<'_>) -> Result<()>) -> Result<()> {
+        self.attached_and_managed(|_, manager| with(manager))
+    }
+
+    fn attached_and_managed(
+        &mut self,
+        with: impl FnOnce(&Link<'_>, &Manager<'_>) -> Result<()>,
+    ) -> Result<()> {
         let peer = Peer::connect(&self.socket(), VECTORS, PATIENCE)?;
         let window = HostWindow::new(self.ipu.window(0).map()?);
         let attachment = self.attachment();
         let link = Link::attach(&window, &peer, &attachment)?;
-        with(&link)
+        with(&link, &Manager::new(&window, &peer, link.hello())?)
     }
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::inspect::snapshot::{Snapshot, window_name};
 use crate::inspect::{of_books, of_identity};
-use crate::manage::{Answer, Asked, GuestAsked, MANAGE};
+use crate::manage::{Answer, Asked, GuestAsked, MANAGE, Sectors};
 use crate::report::Parameters;
 use crate::run::parts::Words;
 use crate::worker::Line;
@@ -120,13 +120,15 @@ impl Desk {
     fn serve(&self, mut stream: &UnixStream) -> Result<()> {
         stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(CLIENT))?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        let answer = match serde_json::from_str(&line) {
-            Ok(asked) => self.carry_out(&asked).unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
-            Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
-        };
-        writeln!(stream, "{}", serde_json::to_string(&answer)?)?;
+        for line in BufReader::new(stream).lines() {
+            let answer = match serde_json::from_str(&line?) {
+                Ok(asked) => {
+                    self.carry_out(&asked).unwrap_or_else(|error| Answer::Failed(format!("{error:#}")))
+                }
+                Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
+            };
+            writeln!(stream, "{}", serde_json::to_string(&answer)?)?;
+        }
         Ok(())
     }
 
@@ -140,6 +142,15 @@ impl Desk {
             Asked::Replace { enclave, image, trial_ms } => {
                 (*enclave, image.as_ref(), Some(GuestAsked::Replace { trial_ms: *trial_ms }))
             }
+            Asked::ReadDisk { enclave, sector, bytes } => {
+                only(*enclave)?;
+                return self.read_disk(*sector, *bytes);
+            }
+            Asked::WriteDisk { enclave, sector, bytes } => {
+                only(*enclave)?;
+                let bytes = self.lay_down(bytes)?;
+                return self.ask(GuestAsked::WriteDisk { sector: *sector, bytes });
+            }
             Asked::Watch { .. } | Asked::Seen { .. } => {
                 bail!("a timeline is of the worker host: start a run without --host linux")
             }
@@ -149,7 +160,8 @@ impl Desk {
         };
         only(enclave)?;
         if let Some(image) = image {
-            let image_bytes = self.lay_down(image)?;
+            let bytes = fs::read(image).with_context(|| format!("{} can't be read", image.display()))?;
+            let image_bytes = self.lay_down(&bytes)?;
             let answer = self.ask(GuestAsked::Load { image_bytes })?;
             if asked.is_none() || matches!(answer, Answer::Failed(_)) {
                 return Ok(answer);
@@ -159,19 +171,35 @@ impl Desk {
     }
 
     /// Puts an image into the window, where the supervisor looks for it.
-    fn lay_down(&self, image: &Path) -> Result<u32> {
-        let bytes = fs::read(image).with_context(|| format!("{} can't be read", image.display()))?;
+    fn lay_down(&self, bytes: &[u8]) -> Result<u32> {
+        let region = self.staging(bytes.len())?;
+        let window = File::options().write(true).open(self.dir.join(window_name(0))).context("the window")?;
+        window.write_all_at(bytes, region).context("writing into the window")?;
+        Ok(u32::try_from(bytes.len())?)
+    }
+
+    /// Where in the window images are laid, if that has room for so many bytes.
+    fn staging(&self, bytes: usize) -> Result<u64> {
         let hello = self.window()?.hello()?;
         let region = hello.region(RegionKind::Image, 0).context("this IPU's agents can't be managed")?;
         ensure!(
-            bytes.len() as u64 <= region.bytes,
-            "the agent image has {} bytes, and the IPU takes {} at most; strip it",
-            bytes.len(),
+            bytes as u64 <= region.bytes,
+            "the agent image has {bytes} bytes, and the IPU takes {} at most; strip it",
             region.bytes
         );
-        let window = File::options().write(true).open(self.dir.join(window_name(0))).context("the window")?;
-        window.write_all_at(&bytes, region.offset).context("writing the image into the window")?;
-        Ok(u32::try_from(bytes.len())?)
+        Ok(region.offset)
+    }
+
+    /// Sectors of the card's disk, which the driver has laid into the window.
+    fn read_disk(&self, sector: u32, bytes: usize) -> Result<Answer> {
+        let region = self.staging(bytes)?;
+        let answer = self.ask(GuestAsked::ReadDisk { sector, bytes: u32::try_from(bytes)? })?;
+        let Answer::Done(done) = &answer else { return Ok(answer) };
+        let mut read = vec![0; bytes];
+        let window = File::open(self.dir.join(window_name(0))).context("the window")?;
+        window.read_exact_at(&mut read, region).context("reading what was laid into the window")?;
+        let count = done["detail"].as_u64().context("the guest does not say how large the disk is")?;
+        Ok(Answer::Done(serde_json::to_value(Sectors { count, bytes: read })?))
     }
 
     fn ask(&self, asked: GuestAsked) -> Result<Answer> {
