@@ -156,8 +156,7 @@ fn partition(handle: Handle) -> Option<(String, Partition)> {
     let name = char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
     let block_bytes = u64::from(open::<BlockIO>(handle).ok()?.media().block_size());
     let bytes = entry.num_blocks()?.checked_mul(block_bytes)?;
-    let first = entry.starting_lba;
-    let start = first.to_u64().checked_mul(block_bytes)?;
+    let start = entry.starting_lba.checked_mul(block_bytes)?;
     Some((name, Partition { handle, id: entry.unique_partition_guid.to_bytes(), start, bytes }))
 }
 
