@@ -13,13 +13,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use neap_abi::slots::{Failed, Slot, State};
 use neap_host::card_disk::{CardDisk, Sectors};
 use neap_loader::image::{Manifest, Verified};
+use tempfile::NamedTempFile;
 use xtask::card_disk::{DISK_BYTES_MIN, Disk, Medium, SLOT_BYTES, checked};
 use xtask::firmware;
 
 use crate::args::{DiskOptions, FlashOptions};
 use crate::driver::agents::of;
 use crate::image::verifying;
-use crate::manage::{self, Answer, Asked, Host, Line};
+use crate::manage::{Answer, Asked, Host, Line};
 use crate::print;
 
 /// Does what `neap image disk` is asked.
@@ -80,7 +81,7 @@ pub fn flash(options: &FlashOptions) -> Result<()> {
                 flash_running(options, &image, device, &device.path().display().to_string())
             }
             Host::Run(dir) => {
-                let run = Run { line: Line::open(&dir)?.into(), enclave: *enclave };
+                let run = Run::open(&dir, *enclave)?;
                 flash_running(options, &image, &run, "the disk of the card that runs")
             }
         };
@@ -145,9 +146,17 @@ fn write<M: Medium>(
 struct Run {
     line: RefCell<Line>,
     enclave: u16,
+    /// What is read or written goes by this.
+    file: NamedTempFile,
 }
 
 impl Run {
+    fn open(dir: &Path, enclave: u16) -> Result<Self> {
+        let line = RefCell::new(Line::open(dir)?);
+        let file = NamedTempFile::new().context("no place for what is read and written")?;
+        Ok(Self { line, enclave, file })
+    }
+
     fn ask(&self, asked: &Asked) -> io::Result<serde_json::Value> {
         match self.line.borrow_mut().ask(asked).map_err(io::Error::other)? {
             Answer::Done(value) => Ok(value),
@@ -158,17 +167,21 @@ impl Run {
 
 impl Sectors for Run {
     fn read_sectors(&self, sector: u32, to: &mut [u8]) -> io::Result<u64> {
-        let asked = Asked::ReadDisk { enclave: self.enclave, sector, bytes: to.len() };
-        let manage::Sectors { count, bytes } = serde_json::from_value(self.ask(&asked)?)?;
-        if bytes.len() != to.len() {
+        let file = self.file.path().to_owned();
+        let asked = Asked::ReadDisk { enclave: self.enclave, sector, bytes: to.len(), file };
+        let sectors = self.ask(&asked)?;
+        let read = fs::read(self.file.path())?;
+        if read.len() != to.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        to.copy_from_slice(&bytes);
-        Ok(count)
+        to.copy_from_slice(&read);
+        sectors.as_u64().ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     fn write_sectors(&self, sector: u32, bytes: &[u8]) -> io::Result<()> {
-        self.ask(&Asked::WriteDisk { enclave: self.enclave, sector, bytes: bytes.to_vec() }).map(drop)
+        fs::write(self.file.path(), bytes)?;
+        let file = self.file.path().to_owned();
+        self.ask(&Asked::WriteDisk { enclave: self.enclave, sector, file }).map(drop)
     }
 }
 

@@ -54,7 +54,7 @@ pub enum Asked {
         /// How long it may take to give its core back.
         grace_us: u64,
     },
-    /// Read whole sectors of the card's disk.
+    /// Read whole sectors of the card's disk; how many it has.
     ReadDisk {
         /// By whose window.
         enclave: u16,
@@ -62,6 +62,8 @@ pub enum Asked {
         sector: u32,
         /// Bytes of all.
         bytes: usize,
+        /// Where to put them.
+        file: PathBuf,
     },
     /// Write whole sectors of it; none makes durable what was written.
     WriteDisk {
@@ -70,7 +72,7 @@ pub enum Asked {
         /// The first.
         sector: u32,
         /// What is written.
-        bytes: Vec<u8>,
+        file: PathBuf,
     },
     /// Keep what is seen from now on.
     Watch {
@@ -125,15 +127,6 @@ pub enum Answer {
     Done(Value),
     /// It was not, and why.
     Failed(String),
-}
-
-/// What of a disk was read.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sectors {
-    /// Sectors of the disk.
-    pub count: u64,
-    /// What was read.
-    pub bytes: Vec<u8>,
 }
 
 /// Whose agents are managed.

@@ -204,8 +204,8 @@ impl<M: Medium> Disk<M> {
     /// # Errors
     /// A first partition that can't be read, or a key that is none.
     pub fn keys(&mut self) -> Result<Vec<VerifyingKey>> {
-        let esp = self.read(self.esp.start, ESP_BYTES as usize)?;
-        let volume = FileSystem::new(Cursor::new(esp), FsOptions::new())
+        let range = self.esp.clone();
+        let volume = FileSystem::new(Part { medium: &mut self.medium, range, at: 0 }, FsOptions::new())
             .with_context(|| format!("{ESP} holds no file system"))?;
         let path = KEYS.join("/");
         let mut text = String::new();
@@ -324,6 +324,47 @@ impl<M: Medium> Disk<M> {
         let (at, copy) = copies.write(state);
         self.write(self.state.start + at as u64 * COPY_STEP_BYTES, &copy, &mut |_| {})?;
         Ok(self.medium.persist()?)
+    }
+}
+
+/// A partition of a medium, to be read.
+struct Part<'m, M> {
+    medium: &'m mut M,
+    range: Range<u64>,
+    at: u64,
+}
+
+impl<M: Medium> Read for Part<'_, M> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let from = self.range.start + self.at;
+        let left = self.range.end.saturating_sub(from).min(to.len() as u64);
+        self.medium.seek(SeekFrom::Start(from))?;
+        let read = self.medium.read(&mut to[..left as usize])?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl<M> Write for Part<'_, M> {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<M> Seek for Part<'_, M> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let bytes = self.range.end - self.range.start;
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => bytes.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
     }
 }
 

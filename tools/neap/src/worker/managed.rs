@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::write_timeline;
 use crate::inspect::{of_books, of_identity};
-use crate::manage::{Answer, Asked, Sectors};
+use crate::manage::{Answer, Asked};
 
 /// How long the IPU's supervisor may take over a request.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -69,16 +69,16 @@ fn carry_out<W: Work>(host: &Host<'_, W>, asked: &Asked) -> Result<Value> {
             let reply = manager.kill(Duration::from_micros(*grace_us), PATIENCE)?;
             Ok(json!({ "enclave": of, "incarnation": reply.incarnation }))
         }
-        Asked::ReadDisk { enclave: of, sector, bytes } => {
+        Asked::ReadDisk { enclave: of, sector, bytes, file } => {
             let link = enclave(host, *of)?.link();
-            let manager = link.manager().context(OLD)?;
             let mut read = vec![0; (*bytes).min(DISK_BYTES_MAX)];
-            let count = manager.read_sectors(*sector, &mut read)?;
-            Ok(serde_json::to_value(Sectors { count, bytes: read })?)
+            let count = link.manager().context(OLD)?.read_sectors(*sector, &mut read)?;
+            fs::write(file, read).with_context(|| format!("{} can't be written", file.display()))?;
+            Ok(count.into())
         }
-        Asked::WriteDisk { enclave: of, sector, bytes } => {
+        Asked::WriteDisk { enclave: of, sector, file } => {
             let link = enclave(host, *of)?.link();
-            link.manager().context(OLD)?.write_sectors(*sector, bytes)?;
+            link.manager().context(OLD)?.write_sectors(*sector, &contents(file)?)?;
             Ok(Value::Null)
         }
         Asked::Watch { seconds } => watch(host, *seconds),
@@ -115,9 +115,13 @@ fn enclave<W: Work>(host: &Host<'_, W>, number: u16) -> Result<Arc<Enclave>> {
         .with_context(|| format!("there is no enclave {number}; this run has 0 to {}", count - 1))
 }
 
+fn contents(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("{} can't be read", file.display()))
+}
+
 /// Lays an image out.
 fn load(enclave: &Enclave, image: &Path) -> Result<Value> {
-    let bytes = fs::read(image).with_context(|| format!("{} can't be read", image.display()))?;
+    let bytes = contents(image)?;
     let link = enclave.link();
     let manager = link.manager().context(OLD)?;
     let reply = manager.load(Some(&bytes), &enclave.config().policy, PATIENCE)?;

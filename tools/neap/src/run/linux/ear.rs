@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::inspect::snapshot::{Snapshot, window_name};
 use crate::inspect::{of_books, of_identity};
-use crate::manage::{Answer, Asked, GuestAsked, MANAGE, Sectors};
+use crate::manage::{Answer, Asked, GuestAsked, MANAGE};
 use crate::report::Parameters;
 use crate::run::parts::Words;
 use crate::worker::Line;
@@ -142,13 +142,13 @@ impl Desk {
             Asked::Replace { enclave, image, trial_ms } => {
                 (*enclave, image.as_ref(), Some(GuestAsked::Replace { trial_ms: *trial_ms }))
             }
-            Asked::ReadDisk { enclave, sector, bytes } => {
+            Asked::ReadDisk { enclave, sector, bytes, file } => {
                 only(*enclave)?;
-                return self.read_disk(*sector, *bytes);
+                return self.read_disk(*sector, *bytes, file);
             }
-            Asked::WriteDisk { enclave, sector, bytes } => {
+            Asked::WriteDisk { enclave, sector, file } => {
                 only(*enclave)?;
-                let bytes = self.lay_down(bytes)?;
+                let bytes = self.lay_down(file)?;
                 return self.ask(GuestAsked::WriteDisk { sector: *sector, bytes });
             }
             Asked::Watch { .. } | Asked::Seen { .. } => {
@@ -160,8 +160,7 @@ impl Desk {
         };
         only(enclave)?;
         if let Some(image) = image {
-            let bytes = fs::read(image).with_context(|| format!("{} can't be read", image.display()))?;
-            let image_bytes = self.lay_down(&bytes)?;
+            let image_bytes = self.lay_down(image)?;
             let answer = self.ask(GuestAsked::Load { image_bytes })?;
             if asked.is_none() || matches!(answer, Answer::Failed(_)) {
                 return Ok(answer);
@@ -170,11 +169,12 @@ impl Desk {
         asked.map_or_else(|| bail!("nothing was asked"), |asked| self.ask(asked))
     }
 
-    /// Puts an image into the window, where the supervisor looks for it.
-    fn lay_down(&self, bytes: &[u8]) -> Result<u32> {
+    /// Puts a file into the window, where the supervisor looks for what it is handed.
+    fn lay_down(&self, file: &Path) -> Result<u32> {
+        let bytes = fs::read(file).with_context(|| format!("{} can't be read", file.display()))?;
         let region = self.staging(bytes.len())?;
         let window = File::options().write(true).open(self.dir.join(window_name(0))).context("the window")?;
-        window.write_all_at(bytes, region).context("writing into the window")?;
+        window.write_all_at(&bytes, region).context("writing into the window")?;
         Ok(u32::try_from(bytes.len())?)
     }
 
@@ -191,15 +191,15 @@ impl Desk {
     }
 
     /// Sectors of the card's disk, which the driver has laid into the window.
-    fn read_disk(&self, sector: u32, bytes: usize) -> Result<Answer> {
+    fn read_disk(&self, sector: u32, bytes: usize, file: &Path) -> Result<Answer> {
         let region = self.staging(bytes)?;
         let answer = self.ask(GuestAsked::ReadDisk { sector, bytes: u32::try_from(bytes)? })?;
         let Answer::Done(done) = &answer else { return Ok(answer) };
         let mut read = vec![0; bytes];
         let window = File::open(self.dir.join(window_name(0))).context("the window")?;
         window.read_exact_at(&mut read, region).context("reading what was laid into the window")?;
-        let count = done["detail"].as_u64().context("the guest does not say how large the disk is")?;
-        Ok(Answer::Done(serde_json::to_value(Sectors { count, bytes: read })?))
+        fs::write(file, read).with_context(|| format!("{} can't be written", file.display()))?;
+        Ok(Answer::Done(done["detail"].clone()))
     }
 
     fn ask(&self, asked: GuestAsked) -> Result<Answer> {
