@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 
+use common::terminal::Terminal;
 use common::{Place, signal, wait_gone};
 use openmetrics_parser::OpenMetricsValue;
 use rustix::process::Signal;
@@ -352,6 +353,34 @@ fn whoever_looks_sees_the_same_figures() {
         assert_eq!(*decisions, end.json()["enclaves"][number]["decisions"]);
         assert!(top.replace(',', "").contains(&decisions.to_string()), "{top}");
     }
+}
+
+#[test]
+fn a_view_on_a_terminal_follows_a_run_and_leaves_the_terminal_as_it_was() {
+    let place = Place::new();
+    let mut run = place.start(&["--seconds", "60"]);
+    place.wait_decisions(&mut run, 100);
+    let mut terminal = Terminal::open();
+    let mut view = terminal.start(place.neap(&["top"]));
+    // The stages of the ledger are there while the run is under way, and decisions go on.
+    let stages =
+        ["per s", "seen to decided", "decided to published", "published to doorbell", "the host's watch"];
+    terminal.shows(|screen| stages.iter().all(|stage| screen.contains(stage)));
+    let row = |screen: &str| screen.lines().nth(3).unwrap_or_default().to_owned();
+    let before = std::cell::RefCell::new(String::new());
+    terminal.shows(|screen| {
+        let before = before.replace(row(screen));
+        !before.is_empty() && before != row(screen)
+    });
+    terminal.resize(60, 12);
+    terminal.shows(|screen| screen.lines().count() <= 12 && screen.contains("neap top"));
+    terminal.press(b"\x1b[B");
+    terminal.shows(|screen| !screen.contains("neap top"));
+    terminal.press(b"q");
+    assert!(terminal.is_as_before());
+    assert!(view.wait().unwrap().success());
+    signal(run.id(), Signal::INT);
+    assert_eq!(run.end().code, Some(130));
 }
 
 #[test]

@@ -383,7 +383,7 @@ impl Enclave {
             comebacks: report.comebacks,
             round_trip_p50_us: us(&state.round_trip, 0.5),
             round_trip_p99_us: us(&state.round_trip, 0.99),
-            ledger: report.ledger.quantiles(),
+            ledger: state.ledger.quantiles(),
         }
     }
 

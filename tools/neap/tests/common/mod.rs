@@ -3,6 +3,8 @@
 // No test needs all of it.
 #![allow(dead_code)]
 
+pub mod terminal;
+
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
