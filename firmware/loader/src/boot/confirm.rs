@@ -1,4 +1,4 @@
-//! Confirmation: the image on trial has a variable set through the firmware, because it has no disk driver, and the next boot
+//! Confirmation: the image on trial has a variable set through the firmware, because the disk's state is not its own to write, and the next boot
 //! reads it. The variable names the disk and the number of the state's copy that the trial began with: no other trial's.
 
 use core::ptr::NonNull;

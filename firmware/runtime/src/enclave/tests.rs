@@ -362,6 +362,31 @@ fn an_agent_that_will_not_make_way_is_aborted() {
 }
 
 #[test]
+fn who_reaches_for_the_disk_is_told_once_and_only_of_the_last_request() {
+    let mut rig = serving();
+    let told = rig.answers.len();
+    rig.manage(Manage::ReadDisk, 7);
+    rig.wait(1000);
+    assert_eq!(rig.answers.len(), told, "it is under way");
+    rig.enclave.reached(7, Reply::Done, 99);
+    rig.enclave.reached(7, Reply::DiskFailed, 0);
+    rig.settle();
+    assert_eq!(rig.answers[told..], [(7, Reply::Done, 99)]);
+    // An agent's end is no answer to it, and another request takes its place.
+    rig.manage(Manage::WriteDisk, 8);
+    rig.manage(Manage::Kill, 9);
+    rig.wait(1000);
+    rig.enclave.reached(8, Reply::Done, 99);
+    rig.settle();
+    assert_eq!(rig.answers[told + 1..], [(9, Reply::Done, 0)]);
+    rig.manage(Manage::WriteDisk, 10);
+    rig.enclave.reached(10, Reply::Forbidden, 0);
+    rig.settle();
+    assert_eq!(rig.answers.last(), Some(&(10, Reply::Forbidden, 0)));
+    assert_eq!(rig.enclave.tally().commands_refused, 1);
+}
+
+#[test]
 fn what_can_not_be_asked_is_refused_by_name() {
     let mut rig = Rig::new();
     rig.manage(Manage::Kill, 1);
