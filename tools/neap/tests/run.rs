@@ -360,8 +360,7 @@ fn a_view_on_a_terminal_follows_a_run_and_leaves_the_terminal_as_it_was() {
     let place = Place::new();
     let mut run = place.start(&["--seconds", "60"]);
     place.wait_decisions(&mut run, 100);
-    let mut terminal = Terminal::open();
-    let mut view = terminal.start(place.neap(&["top"]));
+    let mut terminal = Terminal::of(place.neap(&["top"]));
     // The stages of the ledger are there while the run is under way, and decisions go on.
     let stages =
         ["per s", "seen to decided", "decided to published", "published to doorbell", "the host's watch"];
@@ -378,7 +377,12 @@ fn a_view_on_a_terminal_follows_a_run_and_leaves_the_terminal_as_it_was() {
     terminal.shows(|screen| !screen.contains("neap top"));
     terminal.press(b"q");
     assert!(terminal.is_as_before());
-    assert!(view.wait().unwrap().success());
+    assert!(terminal.ended_well());
+    // Where the terminal goes, the view goes too, and does not look for keys for ever.
+    let mut terminal = Terminal::of(place.neap(&["top"]));
+    terminal.shows(|screen| screen.contains("neap top"));
+    terminal.hang_up();
+    terminal.ended_well();
     signal(run.id(), Signal::INT);
     assert_eq!(run.end().code, Some(130));
 }

@@ -1,7 +1,7 @@
 //! `neap top`: enclaves, agents, cores, decisions, latency, outcomes, the watch and epitaphs, on a terminal or as one plain frame.
 //!
 //! 1. It shows one look at a time, as `neap status` takes it, and disturbs nobody.
-//! 2. However it ends, the terminal is as it was before: by a key, a signal, an error or a panic.
+//! 2. However it ends, the terminal is as it was before: by a key, a signal, an error or a panic. Where that is gone, so is the view.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
@@ -21,6 +21,8 @@ use ratatui::layout::{Constraint, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, BorderType, Row, Table, Widget};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::scene::{Place, Scene};
@@ -77,13 +79,17 @@ fn show(
             copy(&whole, lines_up, frame.buffer_mut());
         })?;
         while !over.load(Ordering::Relaxed) && looked.elapsed() < RENEW {
-            if !event::poll(LISTEN)? {
-                continue;
+            match heard(LISTEN)? {
+                Heard::Nothing => continue,
+                Heard::Gone => return Ok(()),
+                Heard::Something => {}
             }
-            match event::read()? {
-                Event::Key(key) if ends(key) => return Ok(()),
-                Event::Key(key) => lines_up = scrolled(lines_up, key.code),
-                _ => {}
+            while event::poll(Duration::ZERO)? {
+                match event::read()? {
+                    Event::Key(key) if ends(key) => return Ok(()),
+                    Event::Key(key) => lines_up = scrolled(lines_up, key.code),
+                    _ => {}
+                }
             }
             break;
         }
@@ -94,6 +100,35 @@ fn show(
         }
     }
     Ok(())
+}
+
+/// What a terminal has to say.
+enum Heard {
+    Nothing,
+    Something,
+    /// Nobody is at it any more.
+    Gone,
+}
+
+/// Listens for so long. What waits for keys must not do so at a terminal that is gone: it would look for them without an end.
+fn heard(listen: Duration) -> Result<Heard> {
+    let stdin = io::stdin();
+    let mut terminal = [PollFd::new(&stdin, PollFlags::IN)];
+    let listen = Timespec::try_from(listen).context("a time to listen")?;
+    match rustix::event::poll(&mut terminal, Some(&listen)) {
+        Ok(_) => {}
+        // A signal; whoever listens again sees what it says.
+        Err(Errno::INTR) => return Ok(Heard::Nothing),
+        Err(error) => return Err(error).context("listening to the terminal"),
+    }
+    let told = terminal[0].revents();
+    Ok(if told.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        Heard::Gone
+    } else if told.contains(PollFlags::IN) {
+        Heard::Something
+    } else {
+        Heard::Nothing
+    })
 }
 
 fn ends(key: KeyEvent) -> bool {
