@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use heapless::{String, Vec};
 use safe_mmio::UniqueMmioPointer;
 
-use super::tree::told;
+use super::tree::{self, chosen, value};
 use super::{Board, TreeError, find_tree};
 use crate::board::console;
 use crate::board::gic::{CoreInterface, Gic, GicError, MessageFrame};
@@ -138,11 +138,12 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
         unsafe { console::open(registers) };
     }
     // SAFETY: the boot protocol's promise about x0; the start of memory is readable on this board.
-    let tree = unsafe { find_tree(x0) }?;
+    let tree = tree::open(unsafe { find_tree(x0) }?)?;
+    let chosen = chosen(&tree);
     let mut origin = String::new();
     // No name is cut out of another here: what says that a cut fails is among the image's largest code.
     for (what, name, before) in [("neap,slot", "slot", ""), ("neap,refused", "refused", "\n")] {
-        if let Some(words) = told::<&str>(tree, what) {
+        if let Some(words) = value::<&str>(chosen.as_ref(), what) {
             say!("neap: {name} {words}");
             // What has no room is cut.
             let _ = before.chars().chain(words.chars()).try_for_each(|char| origin.push(char));
@@ -150,8 +151,8 @@ pub unsafe fn bring_up(x0: u64) -> Result<Machine, BringUpError> {
     }
     // A tree above the image lies in memory that will be others'.
     let is_kept = |agents: &&[u8]| (agents.as_ptr_range().end as u64) <= boot::image().text.start;
-    let agents = told(tree, "neap,agents").filter(is_kept).unwrap_or_default();
-    let board = Board::from_tree(tree)?;
+    let agents = value(chosen.as_ref(), "neap,agents").filter(is_kept).unwrap_or_default();
+    let board = tree::read(&tree)?;
     if board.console.start != CONSOLE as u64 {
         return Err(TreeError::Missing("PL011 console at 0x900_0000").into());
     }

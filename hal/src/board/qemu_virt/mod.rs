@@ -64,7 +64,7 @@ impl Board {
     /// # Errors
     /// [`TreeError`] names the node and what is wrong with it.
     pub fn from_tree(tree: &[u8]) -> Result<Self, TreeError> {
-        tree::read(tree)
+        tree::read(&tree::open(tree)?)
     }
 
     /// What to map: `image` with the stacks of all cores, memory around it, the window, the console, the

@@ -63,10 +63,15 @@ pub enum TreeError {
     Argument(#[from] BootArgError),
 }
 
+/// Looks all of a tree over. That takes most of the instructions of a boot, so it is done once.
 #[inline(never)]
-pub(super) fn read(bytes: &[u8]) -> Result<Board, TreeError> {
-    let tree = Fdt::new(bytes).map_err(|error| TreeError::Damaged(error.kind))?;
-    let root = tree.root();
+pub(super) fn open(bytes: &[u8]) -> Result<Fdt<'_>, TreeError> {
+    Fdt::new(bytes).map_err(|error| TreeError::Damaged(error.kind))
+}
+
+#[inline(never)]
+pub(super) fn read(tree: &Fdt<'_>) -> Result<Board, TreeError> {
+    let (root, chosen) = (tree.root(), chosen(tree));
     let (memory, spare, windows) = memories(root)?;
     let pcie = compatible(root, "pci-host-ecam-generic").ok_or(TreeError::Missing("PCI host"))?;
     let console = compatible(root, "arm,pl011").ok_or(TreeError::Missing("PL011 console"))?;
@@ -74,15 +79,15 @@ pub(super) fn read(bytes: &[u8]) -> Result<Board, TreeError> {
         memory,
         spare,
         windows,
-        confirm: chosen(root, "neap,confirm"),
-        disk: chosen(root, "neap,disk").and_then(Left::from_bytes),
+        confirm: value(chosen.as_ref(), "neap,confirm"),
+        disk: value(chosen.as_ref(), "neap,disk").and_then(Left::from_bytes),
         cores: cores(root)?,
         gic: controller(root)?,
         console: register_block(console, 0, "PL011 console")?,
         ecam: register_block(pcie, 0, "PCI host")?,
         apertures: apertures(pcie)?,
         conduit: conduit(root)?,
-        args: arguments(root)?,
+        args: arguments(chosen.as_ref())?,
     })
 }
 
@@ -210,15 +215,14 @@ fn apertures(pcie: FdtNode<'_>) -> Result<Apertures, TreeError> {
     Ok(Apertures { low: low.ok_or(bad)?, high })
 }
 
-/// What is chosen for this boot, if it is there and of this form.
-fn chosen<'a, T: FromPropertyValue<'a>>(root: FdtNode<'a>, what: &str) -> Option<T> {
-    root.child("chosen")?.property(what)?.value_as().ok()
+/// Where what is chosen for this boot stands. Finding it takes a walk, so it is done once for all that is read there.
+pub(super) fn chosen<'a>(tree: &Fdt<'a>) -> Option<FdtNode<'a>> {
+    tree.root().child("chosen")
 }
 
-/// What the loader says of the image, and hands on with it.
-#[cfg(all(target_arch = "aarch64", target_os = "none", feature = "el1"))]
-pub(super) fn told<'a, T: FromPropertyValue<'a>>(bytes: &'a [u8], what: &str) -> Option<T> {
-    chosen(Fdt::new(bytes).ok()?.root(), what)
+/// A property, if it is there and of this form.
+pub(super) fn value<'a, T: FromPropertyValue<'a>>(node: Option<&FdtNode<'a>>, what: &str) -> Option<T> {
+    node?.property(what)?.value_as().ok()
 }
 
 fn conduit(root: FdtNode<'_>) -> Result<Conduit, TreeError> {
@@ -230,8 +234,8 @@ fn conduit(root: FdtNode<'_>) -> Result<Conduit, TreeError> {
     }
 }
 
-fn arguments(root: FdtNode<'_>) -> Result<BootArgs, TreeError> {
-    let Some(property) = root.child("chosen").and_then(|chosen| chosen.property("bootargs")) else {
+fn arguments(chosen: Option<&FdtNode<'_>>) -> Result<BootArgs, TreeError> {
+    let Some(property) = chosen.and_then(|chosen| chosen.property("bootargs")) else {
         return Ok(BootArgs::default());
     };
     let line =

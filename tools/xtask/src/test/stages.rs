@@ -273,6 +273,7 @@ pub(super) fn path() -> Result<Verdict> {
     let mut verdict = Verdict::default();
     bench(&mut verdict, "measuring the decision path", &["path"])?;
     bench(&mut verdict, "measuring how decisions scale", &["scale"])?;
+    bench(&mut verdict, "counting the instructions of a boot", &["boot"])?;
     Ok(verdict)
 }
 
