@@ -194,7 +194,7 @@ fn settings(checks: &mut Checks, file: &File) -> Result<()> {
 }
 
 fn managing(checks: &mut Checks, file: &File) -> Result<()> {
-    for command in [0, 4, 5, 6, 9, 255, 257, u32::MAX] {
+    for command in [0, 4, 5, 6, 11, 255, 257, u32::MAX] {
         let found = ask(file, MANAGE, &[48, command, 0, 0, 0, 0, 0, 1000])?;
         checks.is(format!("management command {command}"), &found, &Err(Errno::INVAL))?;
     }
@@ -214,6 +214,11 @@ fn managing(checks: &mut Checks, file: &File) -> Result<()> {
     checks.is("loading a policy that is not there", &found, &(Ok(0), Some(Reply::NoPolicy)))?;
     let found = reply_of(&[48, replace, nobody, 0, 0, 0, 1000, 10_000])?;
     checks.is("replacing by a policy that is not there", &found, &(Ok(0), Some(Reply::NoPolicy)))?;
+    for (what, command) in [("reading", Manage::ReadDisk), ("writing", Manage::WriteDisk)] {
+        let found = reply_of(&[48, command as u32, 0, 512, 0, 0, 0, 10_000])?;
+        let what = format!("{what} the disk of a card that has none");
+        checks.is(what, &found, &(Ok(0), Some(Reply::NoDisk)))?;
+    }
     checks.is("an audit", &reply_of(&[48, audit, 0, 0, 0, 0, 0, 20_000])?, &(Ok(0), Some(Reply::Done)))?;
     let (done, reply) = reply_of(&[48, audit, 0, 0, 0, 0, 0, 0])?;
     let sound = done == Err(Errno::TIMEDOUT) || (done, reply) == (Ok(0), Some(Reply::Done));

@@ -361,11 +361,12 @@ impl Ipu {
         if self.after == After::Deaf {
             return Ok(());
         }
-        // It has one policy, and takes no image.
+        // It has one policy, takes no image, and was booted from no disk.
         let loads = matches!(line.command, Manage::Load | Manage::Replace);
         let reply = match line {
             ManagerLine { image_bytes: 1.., .. } if loads => Reply::RefusedImage,
             ManagerLine { policy, .. } if loads && policy != policy_id("fifo") => Reply::NoPolicy,
+            ManagerLine { command: Manage::ReadDisk | Manage::WriteDisk, .. } => Reply::NoDisk,
             _ => Reply::Done,
         };
         let of_another = line.incarnation != 0 && came_after(self.incarnation, line.incarnation);
