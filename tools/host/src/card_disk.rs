@@ -99,14 +99,22 @@ impl<S: Sectors> Write for CardDisk<'_, S> {
 
 impl<S> Seek for CardDisk<'_, S> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.bytes.checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        self.at = sought(to, self.at, self.bytes)?;
         Ok(self.at)
     }
+}
+
+/// Where a seek from `at` leads, on what has so many bytes.
+///
+/// # Errors
+/// A place before the first byte.
+pub fn sought(to: SeekFrom, at: u64, bytes: u64) -> io::Result<u64> {
+    let at = match to {
+        SeekFrom::Start(at) => Some(at),
+        SeekFrom::End(by) => bytes.checked_add_signed(by),
+        SeekFrom::Current(by) => at.checked_add_signed(by),
+    };
+    Ok(at.ok_or(io::ErrorKind::InvalidInput)?)
 }
 
 #[cfg(test)]

@@ -130,7 +130,7 @@ fn write<M: Medium>(
         ));
     }
     if runs {
-        disk.settle().with_context(name)?;
+        disk.settle(&plan).with_context(name)?;
     }
     let bar = bar(plan.slot);
     let slot = disk.flash(image, &mut |bytes| bar.set_position(bytes)).with_context(name)?;

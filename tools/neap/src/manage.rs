@@ -223,6 +223,23 @@ impl Line {
     }
 }
 
+/// How long a client may take over its line.
+const CLIENT: Duration = Duration::from_secs(5);
+
+/// Answers one client of a run's host, line by line.
+pub fn serve(mut stream: &UnixStream, carry_out: impl Fn(&Asked) -> Result<Answer>) -> Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(CLIENT))?;
+    for line in BufReader::new(stream).lines() {
+        let answer = match serde_json::from_str(&line?) {
+            Ok(asked) => carry_out(&asked).unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
+            Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
+        };
+        writeln!(stream, "{}", serde_json::to_string(&answer)?)?;
+    }
+    Ok(())
+}
+
 /// The image of the agent that is called `agent`: a file, or one that is built from the checkout.
 pub fn image(agent: &str) -> Result<PathBuf> {
     let file = Path::new(agent);

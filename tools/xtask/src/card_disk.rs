@@ -23,7 +23,7 @@ use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types::{EFI, OperatingSystem, Type};
 use neap_abi::slots::{COPIES, COPY_BYTES, COPY_STEP_BYTES, Copies, Slot, State};
-use neap_host::card_disk::{CardDisk, Sectors};
+use neap_host::card_disk::{CardDisk, Sectors, sought};
 use neap_loader::image::{IMAGE_BYTES_MAX, Manifest, Refusal, Verified, hex};
 use neap_loader::keys;
 use neap_loader::slots::{Choice, Nothing, choose};
@@ -264,27 +264,23 @@ impl<M: Medium> Disk<M> {
     /// # Errors
     /// The state or the slot can't be read.
     pub fn plan_of_running(&mut self) -> Result<Plan> {
-        let state = self.settled()?;
+        let mut state = self.state()?.state;
+        if let Some(slot) = state.trial.filter(|_| state.is_tried) {
+            let (manifest, _) =
+                Manifest::alleged(&self.slot(slot)?).with_context(|| format!("slot {slot}, which runs"))?;
+            state = state.confirmed(manifest.security_version);
+        }
         Ok(Plan { state, slot: state.inactive() })
     }
 
-    /// Writes into the state what the next boot would: that what was tried, and runs, is confirmed. A card refuses it as long as
-    /// that is not so.
+    /// Writes into the state what the next boot would, by [`Disk::plan_of_running`]. A card refuses it as long as what it runs has not
+    /// confirmed itself.
     ///
     /// # Errors
     /// As the medium has them.
-    pub fn settle(&mut self) -> Result<()> {
+    pub fn settle(&mut self, plan: &Plan) -> Result<()> {
         let mut copies = self.state()?;
-        let settled = self.settled()?;
-        if settled == copies.state { Ok(()) } else { self.set_state(&mut copies, settled) }
-    }
-
-    fn settled(&mut self) -> Result<State> {
-        let state = self.state()?.state;
-        let Some(slot) = state.trial.filter(|_| state.is_tried) else { return Ok(state) };
-        let (manifest, _) =
-            Manifest::alleged(&self.slot(slot)?).with_context(|| format!("slot {slot}, which runs"))?;
-        Ok(state.confirmed(manifest.security_version))
+        if plan.state == copies.state { Ok(()) } else { self.set_state(&mut copies, plan.state) }
     }
 
     /// Writes `image` into the slot that is not booted, and has the next boot try it: the slot. `done` is told how many bytes
@@ -357,13 +353,7 @@ impl<M> Write for Part<'_, M> {
 
 impl<M> Seek for Part<'_, M> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let bytes = self.range.end - self.range.start;
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => bytes.checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        self.at = sought(to, self.at, self.range.end - self.range.start)?;
         Ok(self.at)
     }
 }

@@ -1,8 +1,7 @@
 //! The worker host's ear for `neap agent` and `neap flash`: one request a line, one answer a line, one client at a time.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -17,12 +16,10 @@ use serde_json::{Value, json};
 
 use super::write_timeline;
 use crate::inspect::{of_books, of_identity};
-use crate::manage::{Answer, Asked};
+use crate::manage::{Answer, Asked, serve};
 
 /// How long the IPU's supervisor may take over a request.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a client may take over its line.
-const CLIENT: Duration = Duration::from_secs(5);
 /// How often it is looked whether all is over.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -34,23 +31,9 @@ pub fn listen<W: Work>(host: &Host<'_, W>, socket: &Path, over: &dyn Fn() -> boo
     while !over() {
         match listener.accept() {
             // One who goes away in the middle has its reasons.
-            Ok((stream, _)) => drop(serve(host, stream)),
+            Ok((stream, _)) => drop(serve(&stream, |asked| carry_out(host, asked).map(Answer::Done))),
             Err(_) => thread::sleep(LOOK),
         }
-    }
-    Ok(())
-}
-
-fn serve<W: Work>(host: &Host<'_, W>, stream: UnixStream) -> Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(CLIENT))?;
-    for line in BufReader::new(&stream).lines() {
-        let answer = match serde_json::from_str(&line?) {
-            Ok(asked) => carry_out(host, &asked)
-                .map_or_else(|error| Answer::Failed(format!("{error:#}")), Answer::Done),
-            Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
-        };
-        writeln!(&stream, "{}", serde_json::to_string(&answer)?)?;
     }
     Ok(())
 }

@@ -299,8 +299,9 @@ fn by_window(card: &Card, images: &Images) -> Result<()> {
             disk.keys()? == [images.key.verifying_key()],
             "the window shows other keys than the disk has"
         );
-        ensure!(disk.plan_of_running()?.slot == slot, "expected: slot {slot} would be written");
-        disk.settle()?;
+        let plan = disk.plan_of_running()?;
+        ensure!(plan.slot == slot, "expected: slot {slot} would be written");
+        disk.settle(&plan)?;
         ensure!(disk.flash(image, &mut |_| {})? == slot, "expected: slot {slot} is written");
         Ok(())
     };

@@ -174,16 +174,14 @@ fn initialise(mut common: UniqueMmioPointer<'_, Common>, memory: u64) -> bool {
     }
     field!(common, status).write(ACKNOWLEDGE);
     field!(common, status).write(ACKNOWLEDGE | DRIVER);
-    for (select, wanted, needed) in
-        [(0, FEATURE_FLUSH, FEATURE_FLUSH), (1, FEATURE_VERSION_1, FEATURE_VERSION_1)]
-    {
+    for (select, needed) in [(0, FEATURE_FLUSH), (1, FEATURE_VERSION_1)] {
         field!(common, device_feature_select).write(select);
         let offered = field_shared!(common, device_feature).read();
         if offered & needed != needed {
             return false;
         }
         field!(common, driver_feature_select).write(select);
-        field!(common, driver_feature).write(offered & wanted);
+        field!(common, driver_feature).write(needed);
     }
     field!(common, status).write(ACKNOWLEDGE | DRIVER | FEATURES_OK);
     if field_shared!(common, status).read() & FEATURES_OK == 0 {

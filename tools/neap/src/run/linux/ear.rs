@@ -2,9 +2,8 @@
 //! manager's line; what can be read from the window is answered here.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
@@ -18,15 +17,13 @@ use serde_json::{Value, json};
 
 use crate::inspect::snapshot::{Snapshot, window_name};
 use crate::inspect::{of_books, of_identity};
-use crate::manage::{Answer, Asked, GuestAsked, MANAGE};
+use crate::manage::{Answer, Asked, GuestAsked, MANAGE, serve};
 use crate::report::Parameters;
 use crate::run::parts::Words;
 use crate::worker::Line;
 
 /// How long the guest may take to answer.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a client may take over its line.
-const CLIENT: Duration = Duration::from_secs(5);
 /// How often it is looked whether all is over.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -85,7 +82,7 @@ impl Ear {
             while !ends.load(Ordering::Relaxed) {
                 match listener.accept() {
                     // One who goes away in the middle has its reasons.
-                    Ok((stream, _)) => drop(desk.serve(&stream)),
+                    Ok((stream, _)) => drop(serve(&stream, |asked| desk.carry_out(asked))),
                     Err(_) => thread::sleep(LOOK),
                 }
             }
@@ -117,21 +114,6 @@ struct Desk {
 }
 
 impl Desk {
-    fn serve(&self, mut stream: &UnixStream) -> Result<()> {
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(CLIENT))?;
-        for line in BufReader::new(stream).lines() {
-            let answer = match serde_json::from_str(&line?) {
-                Ok(asked) => {
-                    self.carry_out(&asked).unwrap_or_else(|error| Answer::Failed(format!("{error:#}")))
-                }
-                Err(_) => Answer::Failed("this run is of another release of neap; use that".to_owned()),
-            };
-            writeln!(stream, "{}", serde_json::to_string(&answer)?)?;
-        }
-        Ok(())
-    }
-
     fn carry_out(&self, asked: &Asked) -> Result<Answer> {
         let (enclave, image, asked) = match asked {
             Asked::List(enclave) => {
@@ -238,6 +220,9 @@ fn only(enclave: u16) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::UnixStream;
+
     use super::*;
     use crate::manage::ask;
     use crate::report::tests::example;
