@@ -28,6 +28,13 @@ const FLOOD_BEATS: u64 = 1000;
 const ANSWER_NS: u64 = 2_000_000_000;
 /// How long a CPU may run something of a higher class before the agent is told, in ns.
 const OTHER_NS: u64 = 10_000_000;
+/// How long a task may wait, in ns, none of whose CPUs is to be had, before the host queues it: less than a period of the
+/// kernel's deadline servers, who find it there then.
+const STRANDED_NS: u64 = 500_000_000;
+/// How long the kernel may leave what the host has queued without a CPU, in ns: three of those periods.
+const STARVED_NS: u64 = 3_000_000_000;
+/// Beats from one look for such tasks to the next.
+const STRANDED_BEATS: u64 = 64;
 const _: () = assert!(core::mem::size_of::<Arrival>() == 16);
 /// The first version whose agents come and go within a session.
 const COMES_AND_GOES: Version = Version { major: 1, minor: 2 };
@@ -190,6 +197,8 @@ extern "C" {
     fn neap_policy() -> *const c_char;
     fn neap_stop_machine(arg: *mut c_void) -> i32;
     fn neap_sort_arrivals(arrivals: *mut c_void, count: usize);
+    fn neap_lend(pid: u32) -> *mut c_void;
+    fn neap_take_back(task: *mut c_void);
 }
 
 fn policy_asked() -> u32 {
@@ -269,6 +278,7 @@ impl Function {
         }
         self.guard(host, enclave, watch, gap);
         self.look_at_cpus(host, enclave, now);
+        self.serve_stranded(host, enclave, watch, now);
         self.come_back(host, enclave, watch);
         self.leave_class(host, enclave, watch, now);
         self.tell(host, enclave, watch);
@@ -753,6 +763,41 @@ impl Function {
                     true,
                 )
             };
+        }
+    }
+
+    /// Sees to tasks whose CPUs are all with higher classes for long: they are queued for the moments that those leave.
+    ///
+    /// On a CPU that leaves none, the kernel's deadline server gives our class its share. But it stops for good where the CPU was
+    /// idle, or had nothing of ours queued, while a task of ours waited for a decision: it starts when the first task
+    /// comes to a CPU that has none. So those that it has forgotten leave the class, all of them, and come back.
+    fn serve_stranded(&self, host: &Host, enclave: &Enclave, watch: &Watch, now: u64) {
+        let there = enclave.level() == Level::Ipu && host.attached.load(Ordering::Acquire);
+        if !there || watch.beats % STRANDED_BEATS != 0 {
+            return;
+        }
+        if enclave.runnable() > 0 {
+            host.mechanism.rescue_stranded(self.number, now.saturating_sub(STRANDED_NS));
+        }
+        let mut starved = KVec::new();
+        host.mechanism.starved(self.number, now.saturating_sub(STARVED_NS), |pid| {
+            // Without memory it is the next time's.
+            let _ = starved.push(pid, GFP_KERNEL);
+        });
+        let mut lent = KVec::new();
+        for &pid in &starved {
+            if lent.reserve(1, GFP_KERNEL).is_err() {
+                break;
+            }
+            // SAFETY: No precondition but that the caller may sleep.
+            let task = unsafe { neap_lend(pid) };
+            if !task.is_null() {
+                let _ = lent.push(task, GFP_KERNEL);
+            }
+        }
+        for &task in &lent {
+            // SAFETY: It came from `neap_lend`, and is given back once.
+            unsafe { neap_take_back(task) };
         }
     }
 

@@ -14,9 +14,13 @@
 #include <linux/kthread.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
 #include <linux/sched.h>
+#include <linux/sched/task.h>
 #include <linux/sort.h>
 #include <linux/stop_machine.h>
+#include <uapi/linux/sched/types.h>
 
 #include "shim.h"
 
@@ -283,6 +287,49 @@ static int earlier(const void *one, const void *other)
 void neap_sort_arrivals(void *arrivals, size_t count)
 {
 	sort(arrivals, count, sizeof(struct arrival), earlier, NULL);
+}
+
+/* Has a task be of another policy, all else as it is. */
+static void set_policy(struct task_struct *p, int policy)
+{
+	struct sched_attr attr = {
+		.size = sizeof(attr),
+		.sched_policy = policy,
+		.sched_nice = task_nice(p),
+		.sched_flags = p->sched_reset_on_fork ? SCHED_FLAG_RESET_ON_FORK : 0,
+	};
+
+	sched_setattr_nocheck(p, &attr);
+}
+
+/* Lends a task of the extensible class to the kernel's own, until neap_take_back(); NULL if there is no such task. */
+void *neap_lend(u32 pid)
+{
+	struct task_struct *p;
+
+	rcu_read_lock();
+	p = pid_task(find_pid_ns(pid, &init_pid_ns), PIDTYPE_PID);
+	if (p)
+		get_task_struct(p);
+	rcu_read_unlock();
+	if (!p)
+		return NULL;
+	if (p->policy != SCHED_EXT) {
+		put_task_struct(p);
+		return NULL;
+	}
+	set_policy(p, SCHED_NORMAL);
+	return p;
+}
+
+void neap_take_back(void *task)
+{
+	struct task_struct *p = task;
+
+	/* Whoever has given it another policy meanwhile knows better. */
+	if (p->policy == SCHED_NORMAL)
+		set_policy(p, SCHED_EXT);
+	put_task_struct(p);
 }
 
 void neap_trace_message(u32 cpu, u32 kind, u32 task, u32 stamp, u32 txn, u32 outcome, u32 flags)

@@ -68,6 +68,8 @@ void neap_shim_exit(void);
 void neap_kick_hook(s32 cpu, u32 preempt);
 int neap_stop_machine(void *arg);
 void neap_sort_arrivals(void *arrivals, size_t count);
+void *neap_lend(u32 pid);
+void neap_take_back(void *task);
 const char *neap_policy(void);
 bool neap_has_cpu(u32 function, u32 cpu);
 bool neap_cpu_online(u32 cpu);

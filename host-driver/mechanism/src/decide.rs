@@ -246,12 +246,20 @@ impl Mechanism<'_> {
         })
     }
 
-    /// A task of the host's own that `cpu` is to queue: its process number and its number in the table.
+    /// A task that the host's own rule has and `cpu` is to queue: its process number and its number in the table.
     #[must_use]
     pub fn rescued(&self, cpu: u16, member: u32) -> Option<(u32, u32)> {
         let number = self.place(cpu, member, true)?.number.load(Ordering::Relaxed);
         let task = self.task(number)?;
-        (task.word().phase == Phase::Host).then(|| (task.pid(), number))
+        let word = task.word();
+        match word.phase {
+            Phase::Host => {}
+            Phase::Runnable if self.is_stranded(word.enclave, task.affinity()) => {
+                task.queued_stamp.store(word.stamp, Ordering::Relaxed);
+            }
+            _ => return None,
+        }
+        Some((task.pid(), number))
     }
 
     /// The kernel cannot put a member in place: its process is gone, or may not run there.

@@ -256,18 +256,19 @@ impl<'m> Mechanism<'m> {
         }
         let decides = self.enclave(enclave).is_some_and(|enclave| enclave.level() == Level::Ipu)
             && wires.wire(enclave).is_some();
+        let now = wires.now_ns();
         if !decides {
             let (before, _) = self.change(task, |word| Word { enclave, ..word.moved(Phase::Host) });
+            task.since_ns.store(now, Ordering::Relaxed);
             let vacant = self.leaves_cpu(number, before);
             self.tell_if_vacant(wires, vacant);
             self.count(cpu, Count::TasksHost);
             return Custody::Host;
         }
-        let now = wires.now_ns();
         let (before, after) =
             self.change(task, |word| Word { enclave, known: true, ..word.moved(Phase::Runnable) });
         let vacant = self.leaves_cpu(number, before);
-        let ran_ns = now.saturating_sub(task.ran_ns.load(Ordering::Relaxed));
+        let ran_ns = now.saturating_sub(task.ran_ns());
         let kind = match before.phase {
             _ if !before.known => MessageKind::TaskNew,
             Phase::Placed => MessageKind::TaskLatchFailure,
@@ -303,6 +304,11 @@ impl<'m> Mechanism<'m> {
     /// Whether an enclave has a CPU that a task with this affinity may use.
     fn may_stay(&self, enclave: u8, affinity: (u16, u16)) -> bool {
         self.cpus_of(enclave).any(|(number, _)| may_use(affinity, number))
+    }
+
+    /// Whether no CPU of an enclave's that a task with this affinity may use is to be had.
+    pub(crate) fn is_stranded(&self, enclave: u8, affinity: (u16, u16)) -> bool {
+        !self.cpus_of(enclave).any(|(number, cpu)| cpu.is_open() && may_use(affinity, number))
     }
 
     /// A task is taken off its queue for a change of its properties.
@@ -343,7 +349,7 @@ impl<'m> Mechanism<'m> {
         }
         let now = wires.now_ns();
         if Self::switches_away(before, cpu) {
-            let ran_ns = now.saturating_sub(task.ran_ns.load(Ordering::Relaxed));
+            let ran_ns = now.saturating_sub(task.ran_ns());
             // Its CPU may be another enclave's by now, or nobody's.
             let reporter = self.reporter(before.enclave, cpu);
             let flags = if reporter == cpu { TaskFlags::WAS_ON_CPU } else { TaskFlags(0) };

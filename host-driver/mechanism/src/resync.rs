@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::events::{Mechanism, Wires};
 use crate::judge::may_use;
 use crate::sync::Ordering;
-use crate::task::{Phase, Word};
+use crate::task::{Phase, Task, Word};
 
 /// A task that waits, and since when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,12 +40,51 @@ impl Mechanism<'_> {
             }
             self.recount(word, after);
             rescued += 1;
-            // Whoever takes it from there says so first and then looks where it stands: now it is with the host.
-            if !task.to_be_rescued.swap(true, Ordering::AcqRel) {
-                while !self.to_rescue().give(self.tasks(), number) {}
-            }
+            self.have_queued(number, task);
         }
         rescued
+    }
+
+    /// Has the host queue what has waited since `before_ns` and may use no CPU that is to be had. Its agent cannot decide for it;
+    /// but a CPU that a higher class keeps has moments in between, and the kernel gives our class a share of it, for
+    /// whatever is queued there. The agent has the task still, and hears when it runs, as of all that the kernel runs by itself.
+    pub fn rescue_stranded(&self, enclave: u8, before_ns: u64) {
+        for (number, task) in self.tasks().iter().enumerate().rev() {
+            let word = task.word();
+            if word.phase == Phase::Runnable
+                && word.enclave == enclave
+                && task.since_ns() < before_ns
+                // It is queued already where nothing has befallen it since.
+                && task.queued_stamp.load(Ordering::Relaxed) != word.stamp
+                && self.is_stranded(enclave, task.affinity())
+            {
+                self.have_queued(number as u32, task);
+            }
+        }
+    }
+
+    /// Calls `each` with the process number of every task of an enclave's that the host queued, and that no CPU has taken since
+    /// `before_ns`: those that are stranded, or are the host's still from when it decided for all.
+    pub fn starved(&self, enclave: u8, before_ns: u64, mut each: impl FnMut(u32)) {
+        for task in self.tasks() {
+            let word = task.word();
+            let waits = match word.phase {
+                Phase::Host => true,
+                Phase::Runnable => self.is_stranded(enclave, task.affinity()),
+                _ => false,
+            };
+            let since_ns = task.since_ns();
+            if waits && word.enclave == enclave && since_ns < before_ns && task.ran_ns() < since_ns {
+                each(task.pid());
+            }
+        }
+    }
+
+    /// Has a CPU queue a task. Whoever takes it from there says so first and then looks where it stands.
+    fn have_queued(&self, number: u32, task: &Task) {
+        if !task.to_be_rescued.swap(true, Ordering::AcqRel) {
+            while !self.to_rescue().give(self.tasks(), number) {}
+        }
     }
 
     /// Whether tasks wait to be queued by a CPU.

@@ -119,6 +119,8 @@ pub struct Task {
     next_rescued: AtomicU32,
     /// Whether a CPU is to queue it.
     pub(crate) to_be_rescued: AtomicBool,
+    /// Its stamp when it was last queued so while its agent had it.
+    pub(crate) queued_stamp: figures::AtomicU32,
 }
 
 /// Attempts at a compare-and-swap of a task's word before it is taken out of the decisions' hands.
@@ -183,6 +185,11 @@ impl Task {
     #[must_use]
     pub fn since_ns(&self) -> u64 {
         self.since_ns.load(Ordering::Relaxed)
+    }
+
+    /// When it last began to run, in ns.
+    pub(crate) fn ran_ns(&self) -> u64 {
+        self.ran_ns.load(Ordering::Relaxed)
     }
 }
 

@@ -843,12 +843,13 @@ impl<'m> Kernel<'m> {
         if self.mechanism.enclave(0).is_some_and(|enclave| enclave.level() != Level::Ipu) {
             self.mechanism.rescue_from(0);
         }
+        let now = self.host.now_ns();
+        self.mechanism.rescue_stranded(0, now);
         if self.mechanism.has_rescued() {
             for cpu in 0..self.processors.len() as u16 {
                 self.kick(cpu);
             }
         }
-        let now = self.host.now_ns();
         self.mechanism.break_old_groups(&self.host, 0, now.saturating_sub(1000));
     }
 
@@ -916,14 +917,18 @@ impl<'m> Kernel<'m> {
                 Place::Asleep => word.phase == Phase::Blocked,
                 // Placed: its place is about to be filled, or void.
                 Place::Custody => matches!(word.phase, Phase::Runnable | Phase::Placed | Phase::Host),
-                Place::Queue => word.phase == Phase::Host || thread.changes || word.phase == Phase::Placed,
+                // Runnable: stranded when it was put there.
+                Place::Queue => {
+                    matches!(word.phase, Phase::Host | Phase::Placed | Phase::Runnable) || thread.changes
+                }
                 Place::Local(cpu) | Place::Running(cpu) => match word.phase {
                     Phase::Placed | Phase::OnCpu => {
                         word.cpu == cpu || thread.exits || thread.place == Place::Local(cpu)
                     }
                     Phase::Host => true,
-                    // Put there by the kernel itself.
-                    Phase::Runnable | Phase::Blocked => thread.exits && thread.place == Place::Local(cpu),
+                    // From the host's queue, or put there by the kernel itself.
+                    Phase::Runnable => thread.place == Place::Local(cpu),
+                    Phase::Blocked => thread.exits && thread.place == Place::Local(cpu),
                     Phase::Free => false,
                 },
                 Place::Gone => true,

@@ -8,6 +8,8 @@ use neap_abi::{Operation, Txn, TxnFlags, VERSION};
 use proptest::prelude::*;
 
 use crate::fakes::{Agent, Host, Kernel, Memory, Place};
+use crate::judge::may_use;
+use crate::sync::Ordering;
 use crate::task::Phase;
 use crate::{Count, Level};
 
@@ -302,6 +304,17 @@ impl<'m> Machine<'m> {
             if let Some(heard) = heard {
                 assert_eq!((heard.stamp, heard.affinity), (word.stamp, task.affinity()), "task {number}");
             }
+        }
+        for thread in 0..self.kernel.threads() {
+            let Some((Place::Custody, Some(number))) = self.kernel.thread(thread) else { continue };
+            let task = mechanism.task(number).unwrap();
+            let takes = |(number, cpu): (u16, &crate::Cpu)| cpu.is_open() && may_use(task.affinity(), number);
+            // The next CPU that looks queues it.
+            let queued = task.to_be_rescued.load(Ordering::Relaxed);
+            assert!(
+                queued || (0..).zip(mechanism.cpus()).any(takes),
+                "task {number} is left with its agent, who has no CPU for it"
+            );
         }
         for (number, cpu) in (0..).zip(mechanism.cpus()) {
             if self.kernel.rests(number) && cpu.is_open() {

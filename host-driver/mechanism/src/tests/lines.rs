@@ -431,6 +431,49 @@ fn what_an_agent_held_is_the_hosts_when_it_falls_back() {
 }
 
 #[test]
+fn what_only_a_withheld_cpu_may_run_is_queued_there_by_the_host() {
+    let memory = memory();
+    let bench = Bench::new(&memory);
+    let mechanism = &bench.mechanism;
+    mechanism.set_affinity(&bench.host, 1, (1, 1), 0);
+    mechanism.switch(&bench.host, 1, Runs::Other);
+    mechanism.withhold(&bench.host, 1);
+    bench.sent();
+    // Of those that wait, the one that has waited for long and has no other CPU; its agent has it still.
+    let since_ns = mechanism.task(1).unwrap().since_ns();
+    mechanism.rescue_stranded(0, since_ns);
+    assert!(!mechanism.has_rescued());
+    mechanism.rescue_stranded(0, u64::MAX);
+    assert_eq!(mechanism.take(&bench.host, 0), Taken::Rescue(1));
+    assert_eq!(mechanism.rescued(0, 0), Some((101, 1)));
+    assert_eq!((bench.word(1).phase, mechanism.enclave(0).unwrap().runnable()), (Phase::Runnable, 4));
+    assert!(bench.sent().is_empty());
+    let starved = || {
+        let mut pids = Vec::new();
+        mechanism.starved(0, u64::MAX, |pid| pids.push(pid));
+        pids
+    };
+    assert_eq!(starved(), [101]);
+    // The kernel finds time for it, and says so; what comes back is the agent's again.
+    mechanism.running(&bench.host, 1, 1);
+    let [line] = bench.sent().try_into().unwrap();
+    assert_eq!((line.kind, line.task, line.cpu), (MessageKind::TaskOnCpu, 1, 1));
+    mechanism.switch(&bench.host, 1, Runs::Ours);
+    assert!(starved().is_empty());
+    assert_eq!(mechanism.enqueue(&bench.host, 1, 101, 1), Custody::Agent);
+    // A CPU that is let go of before anybody looks is the agent's to fill.
+    mechanism.switch(&bench.host, 1, Runs::Other);
+    mechanism.withhold(&bench.host, 1);
+    mechanism.rescue_stranded(0, u64::MAX);
+    mechanism.switch(&bench.host, 1, Runs::Idle);
+    assert_eq!(mechanism.take(&bench.host, 2), Taken::Rescue(1));
+    assert_eq!(mechanism.rescued(2, 0), None);
+    // So is one that comes after it.
+    mechanism.rescue_stranded(0, u64::MAX);
+    assert!(!mechanism.has_rescued() && starved().is_empty());
+}
+
+#[test]
 fn what_is_rescued_and_moves_on_is_not_queued_twice() {
     let memory = memory();
     let bench = Bench::new(&memory);

@@ -613,6 +613,8 @@ impl Rig {
 
     /// What an error should show beside its words.
     pub(super) fn in_words(&mut self) -> String {
+        // As it is now: everything goes on while the guest is asked.
+        let views: String = self.ipus.iter().map(|ipu| ipu.view.in_words() + "\n").collect();
         let asked = [
             Order::Read("/sys/kernel/debug/neap/0/state".to_owned()),
             Order::Read("/sys/kernel/debug/neap/0/counters".to_owned()),
@@ -632,11 +634,7 @@ impl Rig {
         }
         let console = self.guest.console();
         let lines: Vec<&str> = console.lines().collect();
-        let mut words = said.join("\n") + "\n";
-        for ipu in &self.ipus {
-            words += &format!("{}\n", ipu.view.in_words());
-        }
-        words += "the kernel's log ends:\n  ";
+        let words = said.join("\n") + "\n" + &views + "the kernel's log ends:\n  ";
         words + &lines[lines.len().saturating_sub(LOG_LINES)..].join("\n  ")
     }
 }

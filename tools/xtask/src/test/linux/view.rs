@@ -419,8 +419,11 @@ impl View {
             words += &format!("\n  CPU {number}: open {}, task {:?}, staged {ids:?}", cpu.open, cpu.task);
         }
         for (number, task) in &self.tasks {
-            words +=
-                &format!("\n  task {number}: {:?}, stamp {}, held {}", task.stand, task.stamp, task.held);
+            let Task { stand, stamp, affinity, held, choice, .. } = task;
+            words += &format!(
+                "\n  task {number}: {stand:?}, stamp {stamp}, cpus {}+{}, held {held}, chosen {choice:?}",
+                affinity.0, affinity.1
+            );
         }
         for message in self.messages.iter().rev().take(LAST).rev() {
             words += &format!("\n  {}", told(message));
