@@ -18,9 +18,10 @@ use super::{Report, forbidden, plain, walk};
 
 /// Functions of the driver's that only threads call, and the machine when it stands still. All others with such a name are
 /// checked, so that none is forgotten.
-const THREADS: [&str; 11] = [
+const THREADS: [&str; 13] = [
     "neap_cpu_online",
     "neap_has_cpu",
+    "neap_lend",
     "neap_migrate_disable",
     "neap_migrate_enable",
     "neap_pgprot_noncached",
@@ -30,6 +31,7 @@ const THREADS: [&str; 11] = [
     "neap_shim_exit",
     "neap_shim_init",
     "neap_stop_machine",
+    "neap_take_back",
 ];
 
 /// What else runs with interrupts off, as demangled names have it: the interrupts' handler, and what the watch has other CPUs do.
