@@ -33,6 +33,9 @@ const OTHER_NS: u64 = 10_000_000;
 const STRANDED_NS: u64 = 500_000_000;
 /// How long the kernel may leave what the host has queued without a CPU, in ns: three of those periods.
 const STARVED_NS: u64 = 3_000_000_000;
+/// As [`STARVED_NS`], for what the host has had since it decided for all, and shares with the agent's tasks. Well within the 30 s
+/// after which the kernel ends the class for everybody.
+const LEFT_NS: u64 = 10_000_000_000;
 /// Beats from one look for such tasks to the next.
 const STRANDED_BEATS: u64 = 64;
 const _: () = assert!(core::mem::size_of::<Arrival>() == 16);
@@ -780,7 +783,8 @@ impl Function {
             host.mechanism.rescue_stranded(self.number, now.saturating_sub(STRANDED_NS));
         }
         let mut starved = KVec::new();
-        host.mechanism.starved(self.number, now.saturating_sub(STARVED_NS), |pid| {
+        let [stranded_ns, hosts_ns] = [STARVED_NS, LEFT_NS].map(|ns| now.saturating_sub(ns));
+        host.mechanism.starved(self.number, stranded_ns, hosts_ns, |pid| {
             // Without memory it is the next time's.
             let _ = starved.push(pid, GFP_KERNEL);
         });

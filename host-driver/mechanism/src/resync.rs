@@ -63,18 +63,18 @@ impl Mechanism<'_> {
         }
     }
 
-    /// Calls `each` with the process number of every task of an enclave's that the host queued, and that no CPU has taken since
-    /// `before_ns`: those that are stranded, or are the host's still from when it decided for all.
-    pub fn starved(&self, enclave: u8, before_ns: u64, mut each: impl FnMut(u32)) {
+    /// Calls `each` with the process number of every task of an enclave's that the host queued, and that no CPU has taken: those
+    /// that are stranded, since `stranded_ns`, and those that are the host's still from when it decided for all, since `hosts_ns`.
+    pub fn starved(&self, enclave: u8, stranded_ns: u64, hosts_ns: u64, mut each: impl FnMut(u32)) {
         for task in self.tasks() {
             let word = task.word();
-            let waits = match word.phase {
-                Phase::Host => true,
-                Phase::Runnable => self.is_stranded(enclave, task.affinity()),
-                _ => false,
+            let before_ns = match word.phase {
+                Phase::Host => hosts_ns,
+                Phase::Runnable if self.is_stranded(enclave, task.affinity()) => stranded_ns,
+                _ => continue,
             };
             let since_ns = task.since_ns();
-            if waits && word.enclave == enclave && since_ns < before_ns && task.ran_ns() < since_ns {
+            if word.enclave == enclave && since_ns < before_ns && task.ran_ns() < since_ns {
                 each(task.pid());
             }
         }

@@ -450,7 +450,7 @@ fn what_only_a_withheld_cpu_may_run_is_queued_there_by_the_host() {
     assert!(bench.sent().is_empty());
     let starved = || {
         let mut pids = Vec::new();
-        mechanism.starved(0, u64::MAX, |pid| pids.push(pid));
+        mechanism.starved(0, u64::MAX, 0, |pid| pids.push(pid));
         pids
     };
     assert_eq!(starved(), [101]);
