@@ -782,23 +782,19 @@ impl Function {
         if enclave.runnable() > 0 {
             host.mechanism.rescue_stranded(self.number, now.saturating_sub(STRANDED_NS));
         }
-        let mut starved = KVec::new();
         let [stranded_ns, hosts_ns] = [STARVED_NS, LEFT_NS].map(|ns| now.saturating_sub(ns));
+        let mut lent = KVec::new();
         host.mechanism.starved(self.number, stranded_ns, hosts_ns, |pid| {
             // Without memory it is the next time's.
-            let _ = starved.push(pid, GFP_KERNEL);
-        });
-        let mut lent = KVec::new();
-        for &pid in &starved {
             if lent.reserve(1, GFP_KERNEL).is_err() {
-                break;
+                return;
             }
             // SAFETY: No precondition but that the caller may sleep.
             let task = unsafe { neap_lend(pid) };
             if !task.is_null() {
                 let _ = lent.push(task, GFP_KERNEL);
             }
-        }
+        });
         for &task in &lent {
             // SAFETY: It came from `neap_lend`, and is given back once.
             unsafe { neap_take_back(task) };
