@@ -13,6 +13,7 @@ mod homes;
 mod linux;
 mod package;
 mod qemu;
+mod runs;
 mod sessions;
 mod stages;
 
@@ -137,7 +138,7 @@ const STAGES: [Stage; 20] = [
     Stage {
         name: "run",
         about: "neap run, on the virtual IPU, on the host, and with a Linux guest",
-        run: stages::run,
+        run: runs::run,
     },
     Stage {
         name: "module",

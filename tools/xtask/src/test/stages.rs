@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::{Counts, Verdict, cards};
@@ -33,19 +32,19 @@ const CARD_CRATES: [&str; 12] = [
 /// What builds for the card only.
 const CARD_ONLY: [&str; 3] = ["neap-runtime", "neap-qemu-tests", "neap-attacks"];
 /// Bound of one cargo command, from an empty target directory on two slow cores.
-const CARGO: Limits = Limits::total(1800);
+pub(super) const CARGO: Limits = Limits::total(1800);
 /// Lines of a culprit's output that are shown.
-const TAIL: usize = 200;
+pub(super) const TAIL: usize = 200;
 
 /// `cargo`, in the checkout.
-fn in_checkout(args: &[&str]) -> Command {
+pub(super) fn in_checkout(args: &[&str]) -> Command {
     let mut command = cargo();
     command.current_dir(paths::root()).args(args).env("CARGO_TERM_COLOR", "never");
     command
 }
 
 /// Runs one command as a step that shows what it is at.
-fn step(what: &str, command: &mut Command, limits: Limits) -> Result<(Finished, Counts)> {
+pub(super) fn step(what: &str, command: &mut Command, limits: Limits) -> Result<(Finished, Counts)> {
     let mut tests = Tests { step: Step::start(what), counts: Counts::default() };
     let finished = process::run(command, limits, &mut tests)?;
     if finished.ok() {
@@ -92,7 +91,7 @@ fn one(verdict: &mut Verdict, what: &str, command: &mut Command) -> Result<()> {
 }
 
 /// Tests that libtest counts.
-fn tests(what: &str, command: &mut Command, limits: Limits) -> Result<Verdict> {
+pub(super) fn tests(what: &str, command: &mut Command, limits: Limits) -> Result<Verdict> {
     let (finished, counts) = step(what, command, limits)?;
     let mut verdict = Verdict { counts, ..Verdict::default() };
     if !finished.ok() {
@@ -316,141 +315,6 @@ fn measure(verdict: &mut Verdict, what: &str, words: &[&str]) -> Result<Option<V
     Ok(Some(figures))
 }
 
-/// One way to run the main job: what it is called, how it is asked for, and decisions that show that it is at work.
-struct Run {
-    what: &'static str,
-    words: &'static [&'static str],
-    decisions_min: u64,
-    /// Whether it ends without a decision that lay ready when it was wanted.
-    unforeseen: bool,
-    /// Whether it writes a timeline, which is read again.
-    timeline: bool,
-}
-
-/// A real third-party load, of which every thread and process is the IPU's.
-const STRESS: &[&str] = &["stress-ng", "--cpu", "4", "--timeout", "5s"];
-
-const RUNS: &[Run] = &[
-    Run {
-        what: "on the virtual IPU",
-        words: &["--seconds", "5"],
-        decisions_min: 2500,
-        unforeseen: false,
-        timeline: true,
-    },
-    Run {
-        what: "on the host",
-        words: &["--seconds", "5", "--on-host"],
-        decisions_min: 2500,
-        unforeseen: false,
-        timeline: false,
-    },
-    Run {
-        what: "with a Linux guest",
-        words: &["--host", "linux", "--seconds", "10"],
-        decisions_min: 500,
-        unforeseen: false,
-        timeline: false,
-    },
-    Run {
-        what: "with a guest's command",
-        words: &["--host", "linux", "--"],
-        decisions_min: 20,
-        unforeseen: true,
-        timeline: false,
-    },
-    Run {
-        what: "with a guest's command whose agent is killed half-way",
-        words: &["--host", "linux", "--kill-agent-after", "2.5", "--"],
-        decisions_min: 20,
-        unforeseen: true,
-        timeline: false,
-    },
-];
-
-/// How `tools/neap/tests/timeline.rs` is told of a run's timeline, and of the decisions that the run reported.
-const TIMELINE: [&str; 2] = ["NEAP_TIMELINE", "NEAP_TIMELINE_DECISIONS"];
-
-/// Has the timeline of a run read by the reader that knows the public schema alone.
-fn timeline(verdict: &mut Verdict, file: &Path, report: &Value) -> Result<()> {
-    let mut test = in_checkout(&["test", "--package", "neap", "--test", "timeline", "--", "every_decision"]);
-    test.env(TIMELINE[0], file).env(TIMELINE[1], report["decisions"].to_string());
-    let read = tests("reading the run's timeline", &mut test, CARGO)?;
-    verdict.counts += read.counts;
-    if let Some(failure) = read.failure {
-        verdict.failure.get_or_insert(failure);
-    }
-    Ok(())
-}
-
-pub(super) fn run() -> Result<Verdict> {
-    let mut verdict = Verdict::default();
-    let dir =
-        tempfile::Builder::new().prefix("neap-timeline-").tempdir().context("a place for a timeline")?;
-    let file = dir.path().join("run.pftrace");
-    let mut keys: Option<BTreeSet<String>> = None;
-    for run in RUNS {
-        let what = run.what;
-        let mut neap =
-            in_checkout(&["run", "--quiet", "--release", "--package", "neap", "--", "run", "--json"]);
-        neap.args(run.words);
-        if run.timeline {
-            neap.arg("--perfetto").arg(&file);
-        }
-        if run.words.contains(&"--") {
-            neap.args(STRESS);
-        }
-        let (finished, _) = step(&format!("neap run {what}"), &mut neap, CARGO)?;
-        if !finished.ok() {
-            verdict.fail(format!("neap run {what}: {}\n{}", finished.verdict(), finished.tail(TAIL)));
-            return Ok(verdict);
-        }
-        let report: Value = serde_json::from_str(&finished.out)
-            .with_context(|| format!("neap run {what} prints no JSON: {}", finished.tail(20)))?;
-        match accepted(&report, run) {
-            Ok(checks) => verdict.counts += Counts::passed(checks),
-            Err(error) => verdict.fail(format!("neap run {what}: {error:#}\n{report:#}")),
-        }
-        verdict.remarks.push(format!("{} decisions {what}", report["decisions"]));
-        if run.timeline {
-            timeline(&mut verdict, &file, &report)?;
-        }
-        let these = key_set(&report);
-        let first = keys.get_or_insert_with(|| these.clone());
-        if *first == these {
-            verdict.pass();
-        } else {
-            let apart: Vec<_> = first.symmetric_difference(&these).cloned().collect();
-            verdict.fail(format!("the report {what} differs in its keys: {}", apart.join(", ")));
-        }
-    }
-    Ok(verdict)
-}
-
-/// Checks a report of `neap run`; the number of checks that held.
-fn accepted(report: &Value, run: &Run) -> Result<u64> {
-    let checks = [
-        ("tasks_lost", 0..=0),
-        ("tasks_doubled", 0..=0),
-        ("fifo_violations", 0..=0),
-        ("decisions", run.decisions_min..=u64::MAX),
-        ("prestage_hits", u64::from(!run.unforeseen)..=u64::MAX),
-    ];
-    for (key, wanted) in &checks {
-        let value = report.get(key).with_context(|| format!("the report has no {key}"))?;
-        let value = value.as_u64().with_context(|| format!("{key} is {value}, which is no count"))?;
-        if !wanted.contains(&value) {
-            bail!("{key} is {value}, and may be {} to {}", wanted.start(), wanted.end());
-        }
-    }
-    Ok(checks.len() as u64)
-}
-
-/// The names of a report's figures.
-fn key_set(report: &Value) -> BTreeSet<String> {
-    report.as_object().map(|object| object.keys().cloned().collect()).unwrap_or_default()
-}
-
 /// How a program ended, as a status for [`Case::judge`](super::cases::Case::judge).
 pub(super) fn exit_code(finished: &Finished) -> Option<i32> {
     match finished.end {
@@ -462,7 +326,6 @@ pub(super) fn exit_code(finished: &Finished) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn libtest_s_closing_line_is_counted() {
@@ -481,31 +344,5 @@ mod tests {
                     std-like v1.0.0\nneap feature \"no_std\"\n";
         let leaks: Vec<_> = std_features(tree).into_iter().collect();
         assert_eq!(leaks, ["serde feature \"std\"", "thiserror feature \"std\""]);
-    }
-
-    #[test]
-    fn a_report_is_accepted_for_its_figures_only() {
-        let run = &RUNS[0];
-        let good = json!({
-            "tasks_lost": 0, "tasks_doubled": 0, "fifo_violations": 0, "decisions": 9000, "prestage_hits": 1
-        });
-        assert_eq!(accepted(&good, run).unwrap(), 5);
-        let spoilt = [
-            ("tasks_lost", json!(1)),
-            ("tasks_doubled", json!(1)),
-            ("fifo_violations", json!(2)),
-            ("decisions", json!(3)),
-            ("prestage_hits", json!(0)),
-            ("tasks_lost", json!(null)),
-            ("decisions", json!("9000")),
-        ];
-        for (key, value) in spoilt {
-            let mut report = good.clone();
-            report[key] = value;
-            let error = accepted(&report, run).unwrap_err().to_string();
-            assert!(error.contains(key), "{key}: {error}");
-        }
-        assert!(accepted(&json!({}), run).is_err());
-        assert!(accepted(&json!([1]), run).is_err());
     }
 }
