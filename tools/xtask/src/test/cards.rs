@@ -78,17 +78,16 @@ impl Images {
     }
 }
 
-/// An image that is bad in some way, made of a good one.
-type Spoil = fn(&Images) -> Result<Vec<u8>>;
+/// What is wrong with a new image, how it is made of a good one, and what the console says of it.
+type Bad = (&'static str, fn(&Images) -> Result<Vec<u8>>, &'static str);
 
-/// What is wrong with a new image, and what the console says of it.
-const BAD: [(&str, Spoil, &str); 5] = [
+const BAD: [Bad; 4] = [
     ("signed by a stranger", of_a_stranger, "which is none of those that are trusted here"),
     ("cut short", cut_short, "is not what was signed"),
     ("that gives up at its start", gives_up, "it was tried once and was not confirmed"),
     ("that panics at its start", panics, "it was tried once and was not confirmed"),
-    ("that hangs before it is confirmed", hangs, "it was tried once and was not confirmed"),
 ];
+const HANGS: Bad = ("that hangs before it is confirmed", hangs, "it was tried once and was not confirmed");
 
 fn of_a_stranger(images: &Images) -> Result<Vec<u8>> {
     resigned(images, &SigningKey::from_bytes(&[7; 32]), "", |_| {})
@@ -233,47 +232,63 @@ fn says(ipu: &mut Ipu, words: &str) -> Result<()> {
     }
 }
 
+/// All of it, on two cards side by side: for the most part a watchdog is waited for.
+pub(super) fn all(images: &Images) -> Result<Verdict> {
+    let (boots, others) = thread::scope(|scope| {
+        let others = scope.spawn(|| -> Result<Verdict> {
+            let mut verdict = in_memory(images)?;
+            let card = Card::new(images)?;
+            let what = "a host writes a new image over the window, and nothing else, while the old one runs";
+            tried(&mut verdict, what.to_owned(), || by_window(&card, images))?;
+            gives_way(&mut verdict, &card, images, &HANGS)?;
+            Ok(verdict)
+        });
+        (boots(images), others.join())
+    });
+    let mut verdict = boots?;
+    verdict += others.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    Ok(verdict)
+}
+
+/// One of the trials, each of which has to go well.
+fn tried(verdict: &mut Verdict, what: String, trial: impl FnOnce() -> Result<()>) -> Result<()> {
+    let step = Step::start(what.clone());
+    trial().context(what)?;
+    step.done();
+    verdict.pass();
+    Ok(())
+}
+
 /// Boots a card's disk by UEFI, with good images and with bad ones.
-pub(super) fn boots(verdict: &mut Verdict, images: &Images) -> Result<()> {
+fn boots(images: &Images) -> Result<Verdict> {
+    let mut verdict = Verdict::default();
     let card = Card::new(images)?;
-    let mut tried = |what: String, trial: &dyn Fn() -> Result<()>| -> Result<()> {
-        let step = Step::start(what.clone());
-        trial().context(what)?;
-        step.done();
-        verdict.pass();
-        Ok(())
-    };
-    tried("booting the runtime alone, as arm64's Image".to_owned(), &|| {
+    tried(&mut verdict, "booting the runtime alone, as arm64's Image".to_owned(), || {
         let good = Verified::check(&images.first, &[images.key.verifying_key()])?;
         let runtime = good.manifest.parts.first().context("an image has a runtime")?;
         let raw = card.directory.path().join("Image");
         fs::write(&raw, good.part(runtime))?;
         sessions::works(&mut sessions::Ipu::of(Ipu::boot(&card.qemu, &raw, 2, 1)?))
     })?;
-    tried("booting a UEFI application that an image is bound into".to_owned(), &|| {
+    tried(&mut verdict, "booting a UEFI application that an image is bound into".to_owned(), || {
         let bound = application(&images.key.verifying_key(), &images.first)?;
         let mut card = Card::with(&bound)?;
         card.works(&["booting the image that is bound"], "none, bound", None)?;
         card.by_acpi = true;
         card.works(&["booting the image that is bound"], "none, bound", None).context("by ACPI's tables")
     })?;
-    tried("booting a disk's first image by UEFI".to_owned(), &|| {
+    tried(&mut verdict, "booting a disk's first image by UEFI".to_owned(), || {
         card.works(&["booting slot A, on trial"], "A, on trial", None)
     })?;
-    tried("it has confirmed itself by the next boot".to_owned(), &|| {
+    tried(&mut verdict, "it has confirmed itself by the next boot".to_owned(), || {
         card.works(&["slot A has confirmed itself, and stays", "booting slot A"], "A", None)?;
         ensure!(card.disk()?.state()?.state.good == Some(Slot::A), "slot A was not confirmed");
         Ok(())
     })?;
-    for (what, spoil, reason) in BAD {
-        tried(format!("a new image {what} gives way to the one before"), &|| {
-            ensure!(card.flash(&spoil(images)?)? == Slot::B, "slot A is not the good one");
-            card.works(&[reason, "booting slot A"], "A", Some(reason))?;
-            ensure!(card.disk()?.state()?.state.good == Some(Slot::A), "slot A is not the good one any more");
-            Ok(())
-        })?;
+    for bad in &BAD {
+        gives_way(&mut verdict, &card, images, bad)?;
     }
-    tried("a good new image is tried, and stays".to_owned(), &|| {
+    tried(&mut verdict, "a good new image is tried, and stays".to_owned(), || {
         card.flash(&images.second)?;
         card.works(&["booting slot B, on trial"], "B, on trial", None)?;
         // It brings an agent more.
@@ -285,10 +300,18 @@ pub(super) fn boots(verdict: &mut Verdict, images: &Images) -> Result<()> {
         ensure!(card.disk()?.state()?.state.good == Some(Slot::B), "slot B was not confirmed");
         Ok(())
     })?;
-    tried(
-        "a host writes a new image over the window, and nothing else, while the old one runs".to_owned(),
-        &|| by_window(&Card::new(images)?, images),
-    )
+    Ok(verdict)
+}
+
+/// Flashes a card whose slot A is confirmed with an image that is bad, and boots it.
+fn gives_way(verdict: &mut Verdict, card: &Card, images: &Images, bad: &Bad) -> Result<()> {
+    let (what, spoil, reason) = bad;
+    tried(verdict, format!("a new image {what} gives way to the one before"), || {
+        ensure!(card.flash(&spoil(images)?)? == Slot::B, "slot A is not the good one");
+        card.works(&[reason, "booting slot A"], "A", Some(reason))?;
+        ensure!(card.disk()?.state()?.state.good == Some(Slot::A), "slot A is not the good one any more");
+        Ok(())
+    })
 }
 
 /// Flashes a card twice while it runs, each time in the boot that has confirmed what runs.
@@ -378,7 +401,8 @@ fn confirm<M: Medium>(disk: &mut Disk<M>, key: &SigningKey) -> Result<()> {
     disk.set_state(&mut copies, tried.confirmed(1))
 }
 
-pub(super) fn in_memory(verdict: &mut Verdict, images: &Images) -> Result<()> {
+fn in_memory(images: &Images) -> Result<Verdict> {
+    let mut verdict = Verdict::default();
     let seed = rand::random();
     let trials: [(&str, Trial, u32); 2] =
         [("flipped bits", flips, FLIPS), ("power cuts in a flash", cuts, CUTS)];
@@ -393,7 +417,7 @@ pub(super) fn in_memory(verdict: &mut Verdict, images: &Images) -> Result<()> {
             Err(error) => verdict.fail(format!("{error:#}")),
         }
     }
-    Ok(())
+    Ok(verdict)
 }
 
 type Trial = fn(&Images, u64, &mut Step) -> Result<String>;

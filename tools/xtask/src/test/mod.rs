@@ -87,6 +87,14 @@ impl Verdict {
     }
 }
 
+impl std::ops::AddAssign for Verdict {
+    fn add_assign(&mut self, other: Self) {
+        self.counts += other.counts;
+        self.remarks.extend(other.remarks);
+        self.failure = self.failure.take().or(other.failure);
+    }
+}
+
 /// One stage.
 struct Stage {
     name: &'static str,

@@ -78,11 +78,7 @@ const TIMELINE: [&str; 2] = ["NEAP_TIMELINE", "NEAP_TIMELINE_DECISIONS"];
 fn timeline(verdict: &mut Verdict, file: &Path, report: &Value) -> Result<()> {
     let mut test = in_checkout(&["test", "--package", "neap", "--test", "timeline", "--", "every_decision"]);
     test.env(TIMELINE[0], file).env(TIMELINE[1], report["decisions"].to_string());
-    let read = tests("reading the run's timeline", &mut test, CARGO)?;
-    verdict.counts += read.counts;
-    if let Some(failure) = read.failure {
-        verdict.failure.get_or_insert(failure);
-    }
+    *verdict += tests("reading the run's timeline", &mut test, CARGO)?;
     Ok(())
 }
 

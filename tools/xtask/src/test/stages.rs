@@ -235,10 +235,7 @@ pub(super) fn image() -> Result<Verdict> {
     }
     let images = cards::Images::build()?;
     verdict.pass();
-    cards::in_memory(&mut verdict, &images)?;
-    if !verdict.failing() {
-        cards::boots(&mut verdict, &images)?;
-    }
+    verdict += cards::all(&images)?;
     Ok(verdict)
 }
 
