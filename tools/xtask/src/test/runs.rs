@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -163,26 +163,24 @@ const FLASHES: [(Run, Slot); 2] = [
 const PATIENCE: Duration = Duration::from_secs(300);
 /// One command beside a run, which it asks.
 const ASKED: Limits = Limits::total(300);
-/// How long it is waited before the same is asked again.
+/// How long it is waited before it is looked again.
 const AGAIN: Duration = Duration::from_millis(200);
-/// Decisions that are seen to come after a flash.
-const AFTERWARDS: u64 = 100;
+/// Decisions that are seen to come before a flash and after it.
+const MORE: u64 = 100;
 
 /// Flashes a card by the README's commands while it works. Each image is tried by the run after, which confirms it: else the next flash
 /// would be refused.
 fn flashes(verdict: &mut Verdict) -> Result<()> {
+    let step = Step::start("building two images and a card's disk");
     let card = Card::new()?;
+    step.done();
     for (run, slot) in &FLASHES {
-        let mut step = Step::start(format!("neap run {}", run.what));
-        let report = card.flashed(run, *slot, &mut step).with_context(|| format!("neap run {}", run.what));
-        match report.and_then(|report| accepted(&report, run).with_context(|| format!("{report:#}"))) {
-            Ok(checks) => verdict.counts += Counts::passed(checks + 1),
-            Err(error) => {
-                verdict.fail(format!("{error:#}"));
-                return Ok(());
-            }
-        }
+        let what = format!("neap run {}", run.what);
+        let mut step = Step::start(what.clone());
+        let report = card.flashed(run, *slot, &mut step).with_context(|| what.clone())?;
+        let checks = accepted(&report, run).with_context(|| format!("{what}: {report:#}"))?;
         step.done();
+        verdict.counts += Counts::passed(checks + 1);
     }
     Ok(())
 }
@@ -226,19 +224,15 @@ impl Card {
     /// Runs the main job on the card, has `slot` written meanwhile, and ends the run when decisions have come after that. Its report.
     fn flashed(&self, run: &Run, slot: Slot, step: &mut Step) -> Result<Value> {
         let mut command = self.neap(&["run", "--json", "--seconds", "3600", "--disk"]);
-        let mut underway = Underway::start(command.arg(&self.disk).args(run.words), self.dir.path())?;
+        command.arg(&self.disk).args(run.words);
+        let mut underway = Underway::start(&mut command, self.dir.path(), step)?;
+        self.works(&mut underway)?;
         let image = &self.images[usize::from(slot == Slot::B)];
-        let flashed = underway.asked(|| {
-            let flashed = process::run(self.neap(&["flash"]).arg(image), ASKED, step)?;
-            Ok(if flashed.ok() { Ok(flashed) } else { Err(flashed.tail(TAIL)) })
-        })?;
+        let flashed = process::output(self.neap(&["flash"]).arg(image), ASKED)
+            .with_context(|| format!("the run has said:\n{}", underway.said()))?;
         let words = format!("slot {slot} holds {} now", image.display());
-        ensure!(flashed.out.contains(&words), "expected: `{words}`; neap flash said {}", flashed.out);
-        let since = self.decisions()?.context("the run is not to be seen any more")?;
-        underway.asked(|| {
-            let more = self.decisions()?.is_some_and(|decisions| decisions > since + AFTERWARDS);
-            Ok(if more { Ok(()) } else { Err(format!("not {AFTERWARDS} decisions more than {since}")) })
-        })?;
+        ensure!(flashed.contains(&words), "expected: `{words}`; neap flash said {flashed}");
+        self.works(&mut underway)?;
         let report = underway.interrupted()?;
         let mut disk = Disk::open(OpenOptions::new().read(true).write(true).open(&self.disk)?)?;
         let state = disk.state()?.state;
@@ -251,43 +245,65 @@ impl Card {
         Ok(report)
     }
 
-    /// How many decisions the agent has made, if there is one.
+    /// Waits until the agent of a run has made some decisions more.
+    fn works(&self, run: &mut Underway<'_>) -> Result<()> {
+        let mut first = None;
+        run.until("the agent decides", |ended| {
+            ensure!(ended.is_none(), "it has ended");
+            let decisions = self.decisions()?;
+            first = first.or(decisions);
+            Ok(first.zip(decisions).filter(|(first, now)| *now >= first + MORE).map(drop))
+        })
+    }
+
+    /// How many decisions the agent has made, if there is one. Without a run, the status is the last one's.
     fn decisions(&self) -> Result<Option<u64>> {
         let status = process::run(&mut self.neap(&["status", "--json"]), ASKED, &mut ())?;
         let status: Value = serde_json::from_str(&status.out).unwrap_or_default();
-        Ok(status["agent"]["decisions"].as_u64())
+        let decisions = status["agent"]["decisions"].as_u64();
+        Ok(decisions.filter(|_| status["running"] == true))
     }
 }
 
-/// A run that is asked things, and ended when they are answered.
-struct Underway {
+/// A run that goes on until it is interrupted.
+struct Underway<'s> {
     child: Child,
     out: PathBuf,
     err: PathBuf,
+    step: &'s mut Step,
 }
 
-impl Underway {
-    fn start(command: &mut Command, dir: &Path) -> Result<Self> {
+impl<'s> Underway<'s> {
+    fn start(command: &mut Command, dir: &Path, step: &'s mut Step) -> Result<Self> {
         let (out, err) = (dir.join("out"), dir.join("err"));
         let to = |path: &Path| {
             File::create(path).with_context(|| format!("{} can't be made", path.display())).map(Stdio::from)
         };
         command.stdin(Stdio::null()).stdout(to(&out)?).stderr(to(&err)?);
-        Ok(Self { child: process::start(command)?, out, err })
+        Ok(Self { child: process::start(command)?, out, err, step })
     }
 
-    /// Asks again and again, until there is an answer; what stands in its way is told where there is none.
-    fn asked<T>(&mut self, mut ask: impl FnMut() -> Result<Result<T, String>>) -> Result<T> {
+    /// What it has said beside its report.
+    fn said(&self) -> String {
+        fs::read_to_string(&self.err).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Waits until `look`, which is told how the run has ended, if it has, finds something.
+    fn until<T>(
+        &mut self,
+        what: &str,
+        mut look: impl FnMut(Option<ExitStatus>) -> Result<Option<T>>,
+    ) -> Result<T> {
         let since = Instant::now();
         loop {
-            let why = match ask()? {
-                Ok(answer) => return Ok(answer),
-                Err(why) => why,
-            };
             let ended = self.child.try_wait().context("waiting for a run")?;
-            if ended.is_some() || since.elapsed() > PATIENCE {
-                let ended = ended.map_or_else(|| "goes on".to_owned(), |status| status.to_string());
-                bail!("{why}\nThe run ({ended}) has said:\n{}", fs::read_to_string(&self.err)?);
+            let found = look(ended).and_then(|found| {
+                ensure!(found.is_some() || since.elapsed() < PATIENCE, "that took too long");
+                Ok(found)
+            });
+            match found.with_context(|| format!("expected: {what}; the run has said:\n{}", self.said()))? {
+                Some(found) => return Ok(found),
+                None => self.step.tick(),
             }
             thread::sleep(AGAIN);
         }
@@ -295,24 +311,15 @@ impl Underway {
 
     /// Ends it as Ctrl-C does, and returns its report.
     fn interrupted(mut self) -> Result<Value> {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::INT).context("interrupting a run")?;
-        let since = Instant::now();
-        let status = loop {
-            if let Some(status) = self.child.try_wait().context("waiting for a run")? {
-                break status;
-            }
-            ensure!(since.elapsed() < PATIENCE, "the run does not end");
-            thread::sleep(AGAIN);
-        };
-        let said = || -> Result<String> { Ok(fs::read_to_string(&self.err)?) };
-        ensure!(status.code() == Some(130), "expected: status 130; {status}\n{}", said()?);
+        kill_process(Pid::from_child(&self.child), Signal::INT).context("interrupting a run")?;
+        let status = self.until("it ends", Ok)?;
+        ensure!(status.code() == Some(130), "expected: status 130; {status}\n{}", self.said());
         serde_json::from_str(&fs::read_to_string(&self.out)?)
-            .with_context(|| format!("the run prints no JSON; it said\n{}", said().unwrap_or_default()))
+            .with_context(|| format!("the run prints no JSON; it said\n{}", self.said()))
     }
 }
 
-impl Drop for Underway {
+impl Drop for Underway<'_> {
     fn drop(&mut self) {
         // It has ended, or nobody waits for its report.
         let _ = process::stop(&mut self.child);
