@@ -522,7 +522,7 @@ impl Function {
             self.fault(host, enclave, watch, fault);
         }
         if enclave.level() == Level::Ipu {
-            self.fall_back(host, enclave, watch);
+            self.fall_back(host, enclave, watch, Standing::Gone);
         }
         let (voice, session) = (watch.voice.take(), host.session(self.number));
         if let (Some(mut voice), Some(session), None) = (voice, session, fault) {
@@ -631,7 +631,9 @@ impl Function {
             // One that can't be managed can't be ended.
             let _ = session.manage(neap_abi::ManagerLine { incarnation, ..asking(command) });
         }
-        self.fall_back(host, enclave, watch);
+        // A CPU that has just taken what broke the protocol says so of it, whoever of the two was first to see it.
+        let standing = if fault == Fault::AgentPoisoned { Standing::Poisoned } else { Standing::Gone };
+        self.fall_back(host, enclave, watch, standing);
     }
 
     /// The number that the supervisor gave to the agent that calls itself `incarnation`.
@@ -643,9 +645,9 @@ impl Function {
     }
 
     /// The host's own rule decides from now on: what the agent held is queued.
-    fn fall_back(&self, host: &Host, enclave: &Enclave, watch: &mut Watch) {
+    fn fall_back(&self, host: &Host, enclave: &Enclave, watch: &mut Watch, standing: Standing) {
         enclave.set_level(Level::Host);
-        enclave.set_standing(Standing::Gone);
+        enclave.set_standing(standing);
         runqueues_pass();
         host.mechanism.forget_groups(host, self.number);
         let mut rescued = host.mechanism.rescue_from(self.number);

@@ -105,9 +105,6 @@ impl Mechanism<'_> {
         };
         entry.looked(Look::None);
         let txn = &offer.txn;
-        if wire.poisoned() {
-            enclave.poison();
-        }
         self.leave_group(wires, cpu);
         if let Some(outcome) = self.is_void(enclave, wire.written(), txn) {
             self.conclude(wires, number, enclave, cpu, txn, outcome);

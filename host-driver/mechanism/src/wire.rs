@@ -163,6 +163,9 @@ impl<'w, P: Platform> Wire<'w, P> {
         {
             self.poisoned.store(true, Ordering::Relaxed);
         }
+        if self.poisoned() {
+            enclave.poison();
+        }
         Some(offer)
     }
 

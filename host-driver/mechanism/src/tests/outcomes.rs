@@ -212,6 +212,21 @@ fn every_refusal_has_its_reason() {
     assert_eq!(Outcome::ALL.into_iter().filter(missing).collect::<Vec<_>>(), [], "no case reaches them");
 }
 
+#[test]
+fn a_cpu_that_is_taken_away_refuses_what_lies_there_for_its_own_reason() {
+    for (credits, outcome) in [(0, Outcome::CpuUnavailable), (9999, Outcome::Poisoned)] {
+        let memory = memory();
+        let mut bench = Bench::new(&memory);
+        let txn = bench.run(1, 1);
+        bench.put(1, Txn { credits: txn.credits + credits, ..txn });
+        bench.sent();
+        bench.mechanism.switch(&bench.host, 1, Runs::Other);
+        bench.mechanism.withhold(&bench.host, 1);
+        let told = bench.sent().into_iter().map(|line| line.outcome);
+        assert_eq!(told.filter(|&outcome| outcome != Outcome::None).collect::<Vec<_>>(), [outcome]);
+    }
+}
+
 fn member(txn: Txn, size: u8) -> Txn {
     Txn { group: 7, group_size: size, flags: txn.flags.with(TxnFlags::GROUP), ..txn }
 }
