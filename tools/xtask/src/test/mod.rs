@@ -145,7 +145,7 @@ const STAGES: [Stage; 20] = [
     },
     Stage {
         name: "run",
-        about: "neap run, on the virtual IPU, on the host, and with a Linux guest; a card flashed meanwhile",
+        about: "neap run, on the virtual IPU, on the host, and with a Linux guest",
         run: runs::run,
     },
     Stage {

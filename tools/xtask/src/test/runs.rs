@@ -1,7 +1,7 @@
 //! Stage `run`: the main job as users ask for it, by the command itself, on each host; and a card that is flashed while it works.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -142,7 +142,7 @@ const FLASHES: [(Run, Slot); 2] = [
         Run {
             what: "on a card that is flashed meanwhile",
             words: &[],
-            decisions_min: 2 * MORE,
+            decisions_min: 100,
             unforeseen: false,
             timeline: false,
         },
@@ -152,7 +152,7 @@ const FLASHES: [(Run, Slot); 2] = [
         Run {
             what: "with a Linux guest whose card is flashed meanwhile",
             words: &["--host", "linux"],
-            decisions_min: 2 * MORE,
+            decisions_min: 100,
             unforeseen: true,
             timeline: false,
         },
@@ -239,7 +239,7 @@ impl Card {
         ensure!(flashed.contains(&words), "expected: `{words}`; neap flash said {flashed}");
         self.works(&mut underway)?;
         let report = underway.interrupted()?;
-        let mut disk = Disk::open(File::open(&self.disk)?)?;
+        let mut disk = Disk::open(OpenOptions::new().read(true).write(true).open(&self.disk)?)?;
         let state = disk.state()?.state;
         ensure!(
             (state.good, state.trial) == (Some(slot.other()), Some(slot)),
